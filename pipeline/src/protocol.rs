@@ -1,0 +1,282 @@
+//! The stage protocol: what `siteline` and a pack of stage kinds say to each other, one JSON object a line.
+//!
+//! `siteline` starts a pack's program, writes [`Request`]s to its standard input and reads [`Reply`]s from its standard
+//! output; standard error is kept in the instance's log. These are types and a version, no more: the driver's half
+//! is `executor`, the built-in pack's half is `siteline-worker`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use siteline_cache::Digest;
+
+/// Version of the messages. History: 1, the first.
+pub const VERSION: u32 = 1;
+
+/// The point of an instance: axis name to the value's label.
+pub type Point = BTreeMap<String, String>;
+
+/// What the driver asks of a pack.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum Request {
+    /// Which kinds are there? Answered by [`Reply::Kinds`].
+    Describe,
+    /// Do one instance's work. Answered by any number of progress, metric and log lines, then done or failed.
+    Run(Box<RunRequest>),
+}
+
+/// One instance's work.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunRequest {
+    /// The instance's name, for messages.
+    pub instance: String,
+    /// The stage kind.
+    pub kind: String,
+    /// Values of the kind's parameters, defaults filled in.
+    pub params: Value,
+    /// What other stages made, in key order.
+    pub inputs: Vec<RunInput>,
+    /// Files from outside the store, by source name.
+    pub sources: BTreeMap<String, RunSource>,
+    /// An empty directory for the outputs; nothing else may be written.
+    pub output_dir: PathBuf,
+    /// CPU threads to use.
+    pub threads: usize,
+    /// Index of the GPU that is leased to this instance, if any.
+    pub gpu: Option<usize>,
+}
+
+/// One artifact that a stage reads.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunInput {
+    /// The input's name in the stage's `needs`.
+    pub name: String,
+    /// The point of the instance that made it.
+    pub point: Point,
+    /// Where each of its files lies, read-only.
+    pub files: BTreeMap<String, PathBuf>,
+}
+
+/// Files from outside the store that belong together, with the settings that say how to read them.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RunSource {
+    /// The name that the manifest gives it: a site's, a backbone's.
+    pub name: String,
+    /// Settings from the manifest.
+    pub settings: Value,
+    /// The files, in key order.
+    pub files: Vec<SourceFile>,
+}
+
+/// One file from outside the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// What it is: `image`, `mask`, `table`, `weights`, `file`.
+    pub role: String,
+    /// What tells it from others of its role: a sample's stem.
+    pub label: String,
+    /// Where it lies. Never part of a key.
+    pub path: PathBuf,
+    /// Its content.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// What a pack says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// The kinds of the pack.
+    Kinds {
+        /// [`VERSION`] of the pack.
+        protocol: u32,
+        /// The kinds, by name.
+        kinds: Vec<StageKind>,
+    },
+    /// How far the work is.
+    Progress {
+        /// Units done.
+        done: u64,
+        /// Units in all.
+        total: u64,
+        /// What is counted: `images`, `epochs`.
+        unit: String,
+    },
+    /// A number worth keeping with the execution.
+    Metric {
+        /// Its name.
+        name: String,
+        /// Its value.
+        value: f64,
+    },
+    /// A line for the instance's log; warnings are shown to the user as well.
+    Log {
+        /// Whether the user should see it.
+        warning: bool,
+        /// The text.
+        text: String,
+    },
+    /// The outputs are in place.
+    Done {
+        /// Where and with what it ran: library versions, device, threads. Recorded, never part of a key.
+        environment: BTreeMap<String, String>,
+    },
+    /// The work could not be done.
+    Failed {
+        /// What went wrong, naming the file at fault.
+        message: String,
+    },
+}
+
+/// A recipe: what a stage that `uses` it takes and makes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StageKind {
+    /// The name in `uses`.
+    pub name: String,
+    /// One sentence for `siteline schema` and error messages.
+    pub summary: String,
+    /// JSON Schema of the parameters, defaults included.
+    pub params: Value,
+    /// What it reads from other stages.
+    pub inputs: Vec<InputSpec>,
+    /// What it reads from outside the store.
+    pub sources: Vec<SourceSpec>,
+    /// Files that it writes; one ending in `/` is a folder.
+    pub outputs: Vec<OutputSpec>,
+    /// Defaults for the stage's `resources`.
+    pub resources: Resources,
+    /// What its code is.
+    pub code: CodeFingerprint,
+}
+
+/// An input of a kind.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InputSpec {
+    /// The name in `needs`.
+    pub name: String,
+    /// What leakage analysis makes of it.
+    pub role: Role,
+    /// The files of the needed artifact that are read: no other file can change the key.
+    pub files: Vec<String>,
+    /// Whether several artifacts may be gathered.
+    pub many: bool,
+    /// Whether it may be absent.
+    pub optional: bool,
+}
+
+/// What flows through an input, as far as leakage is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Data that the stage learns from or passes on.
+    Plain,
+    /// A trained model: whatever flowed into it counts as training data.
+    Model,
+    /// Data that a model is scored on.
+    Scored,
+}
+
+/// Something that a kind reads from outside the store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SourceSpec {
+    /// Its name in the run request.
+    pub name: String,
+    /// Where the manifest says which.
+    pub from: SourceFrom,
+}
+
+/// Where the manifest names a source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceFrom {
+    /// The raw files of the site at the instance's `site` axis.
+    Site,
+    /// The weights of the backbone at the instance's `backbone` axis.
+    Backbone,
+    /// The file that a parameter names, relative to the manifest.
+    Param(String),
+}
+
+/// An output of a kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputSpec {
+    /// File name, or a folder's with a `/` at its end.
+    pub path: String,
+    /// What reads it besides stages.
+    #[serde(default)]
+    pub purpose: Purpose,
+}
+
+/// What the driver itself does with an output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// Nothing: other stages read it.
+    #[default]
+    Data,
+    /// JSON [`Identities`]: who and what is in it, for leakage checks.
+    Identities,
+    /// Put into the results folder at the end of a run.
+    Result,
+    /// JSON cells of a results table, for `table`, `trace` and the report.
+    Cells,
+}
+
+/// Who and what an artifact of raw data contains.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Identities {
+    /// One entry a sample.
+    pub samples: Vec<Identity>,
+}
+
+/// One sample's identity.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Identity {
+    /// The sample's id.
+    pub id: String,
+    /// The patient, qualified by the site or by the group of sites that share patient numbers.
+    pub patient: String,
+    /// Digest of the decoded pixels, whatever the file format.
+    pub pixels: Digest,
+}
+
+/// What an instance occupies while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Resources {
+    /// CPU slots, and threads for the work.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub cpu: usize,
+    /// GPUs.
+    #[serde(default)]
+    #[schemars(range(max = 64))]
+    pub gpu: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { cpu: 1, gpu: 0 }
+    }
+}
+
+/// What a kind's code is: worked out when the pack is built, from the sources that the kind reaches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CodeFingerprint {
+    /// Digest of the sources that every instance of the kind is made of.
+    pub base: String,
+    /// Digests of further sources by parameter name and value: `method` -> `mcdrl`.
+    #[serde(default)]
+    pub variants: BTreeMap<String, BTreeMap<String, String>>,
+    /// Versions of the libraries that shape its numbers.
+    #[serde(default)]
+    pub libraries: BTreeMap<String, String>,
+}

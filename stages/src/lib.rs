@@ -1,0 +1,5 @@
+//! x
+pub mod checkpoint;
+pub mod error;
+pub mod kind;
+pub mod model;

@@ -1,0 +1,131 @@
+//! The pre-norm transformer block that both CLIP towers are made of (methods.md 5.3).
+
+use tch::nn::{self, Module, Path};
+use tch::{Kind, Tensor};
+
+/// Width of one attention head in every published CLIP.
+pub const HEAD_WIDTH: i64 = 64;
+
+/// The non-linearity of the MLP.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activation {
+    /// x * sigmoid(1.702 x), as OpenAI's weights were trained.
+    #[default]
+    QuickGelu,
+    /// Exact GELU, as open_clip's plain configurations were trained.
+    Gelu,
+}
+
+impl Activation {
+    fn apply(self, x: &Tensor) -> Tensor {
+        match self {
+            Self::QuickGelu => x * (x * 1.702).sigmoid(),
+            Self::Gelu => x.gelu("none"),
+        }
+    }
+}
+
+/// Layer norm over the last axis with CLIP's epsilon of 1e-5.
+pub fn layer_norm(path: &Path, width: i64) -> nn::LayerNorm {
+    nn::layer_norm(path, vec![width], nn::LayerNormConfig { eps: 1e-5, ..Default::default() })
+}
+
+/// Multi-head attention of `q` (B, N, d) over `k` and `v` (B, M, d); returns (B, N, d), before the output projection.
+pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, causal: bool) -> Tensor {
+    let (batch, length, width) = q.size3().expect("queries are (B, N, d)");
+    let split = |x: &Tensor| x.view([batch, -1, heads, width / heads]).transpose(1, 2);
+    Tensor::scaled_dot_product_attention(
+        &split(q),
+        &split(k),
+        &split(v),
+        None::<&Tensor>,
+        0.0,
+        causal,
+        None,
+        false,
+    )
+    .transpose(1, 2)
+    .reshape([batch, length, width])
+}
+
+/// x + attn(ln_1 x), then x + mlp(ln_2 x).
+#[derive(Debug)]
+pub struct Block {
+    ln_1: nn::LayerNorm,
+    in_proj_weight: Tensor,
+    in_proj_bias: Tensor,
+    out_proj: nn::Linear,
+    ln_2: nn::LayerNorm,
+    c_fc: nn::Linear,
+    c_proj: nn::Linear,
+    heads: i64,
+    activation: Activation,
+    causal: bool,
+}
+
+impl Block {
+    /// A block of `width`, its parameters named as in OpenAI's checkpoints. `depth` is the number of blocks in the
+    /// tower: it scales the initial values as CLIP does.
+    pub fn new(path: &Path, width: i64, depth: i64, activation: Activation, causal: bool) -> Self {
+        let attn = path / "attn";
+        let mlp = path / "mlp";
+        let attn_std = (width as f64).powf(-0.5);
+        let proj_std = attn_std * (2.0 * depth as f64).powf(-0.5);
+        let fc_std = (2.0 * width as f64).powf(-0.5);
+        let linear = |path: Path, input: i64, output: i64, stdev: f64| {
+            let config = nn::LinearConfig {
+                ws_init: nn::Init::Randn { mean: 0.0, stdev },
+                bs_init: Some(nn::Init::Const(0.0)),
+                bias: true,
+            };
+            nn::linear(path, input, output, config)
+        };
+        Self {
+            ln_1: layer_norm(&(path / "ln_1"), width),
+            in_proj_weight: attn.var(
+                "in_proj_weight",
+                &[3 * width, width],
+                nn::Init::Randn { mean: 0.0, stdev: attn_std },
+            ),
+            in_proj_bias: attn.var("in_proj_bias", &[3 * width], nn::Init::Const(0.0)),
+            out_proj: linear(&attn / "out_proj", width, width, proj_std),
+            ln_2: layer_norm(&(path / "ln_2"), width),
+            c_fc: linear(&mlp / "c_fc", width, 4 * width, fc_std),
+            c_proj: linear(&mlp / "c_proj", 4 * width, width, proj_std),
+            heads: (width / HEAD_WIDTH).max(1),
+            activation,
+            causal,
+        }
+    }
+
+    /// (B, N, d) to (B, N, d).
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let qkv = self.ln_1.forward(x).linear(&self.in_proj_weight, Some(&self.in_proj_bias)).chunk(3, -1);
+        let mixed = attend(&qkv[0], &qkv[1], &qkv[2], self.heads, self.causal);
+        self.feed_forward(&(x + self.out_proj.forward(&mixed)))
+    }
+
+    /// MaskCLIP's value path through this block (methods.md 1.7): every position keeps its own value, none looks at
+    /// another. (B, N, d) to (B, N, d).
+    pub fn forward_values(&self, x: &Tensor) -> Tensor {
+        let width = x.size().last().copied().expect("x has axes");
+        let weight = self.in_proj_weight.narrow(0, 2 * width, width);
+        let bias = self.in_proj_bias.narrow(0, 2 * width, width);
+        let value = self.out_proj.forward(&self.ln_1.forward(x).linear(&weight, Some(&bias)));
+        self.feed_forward(&(value + x))
+    }
+
+    fn feed_forward(&self, x: &Tensor) -> Tensor {
+        let hidden = self.activation.apply(&self.c_fc.forward(&self.ln_2.forward(x)));
+        x + self.c_proj.forward(&hidden)
+    }
+}
+
+/// Each row of `x` divided by its Euclidean norm along the last axis; a zero row stays zero.
+pub fn l2_normalise(x: &Tensor) -> Tensor {
+    let norm = x.square().sum_dim_intlist(-1, true, Kind::Float).sqrt().clamp_min(1e-12);
+    x / norm
+}
