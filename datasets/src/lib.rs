@@ -1,5 +1,11 @@
-//! Sites and their samples: decoding, splits, and phantoms whose truth is known.
+//! Sites and their samples: adapters, decoding, splits, and phantoms whose truth is known.
+//!
+//! Nothing here knows of stages or of the store; the crate uses `siteline-cache` for digests alone.
 
-pub mod phantom;
+pub mod adapter;
+pub mod decode;
 mod error;
+pub mod phantom;
+pub mod split;
+
 pub use error::DatasetError;

@@ -1,0 +1,119 @@
+//! What happens in a run, in one order: all that reporters and run logs see.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// One thing that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The run begins.
+    Began {
+        /// Its id.
+        run: String,
+        /// Instances in all.
+        total: usize,
+        /// Of these, cached already.
+        cached: usize,
+        /// Instances at once, at most.
+        slots: usize,
+    },
+    /// An instance starts.
+    Started {
+        /// Its name.
+        instance: String,
+    },
+    /// An instance says how far it is.
+    Progress {
+        /// Its name.
+        instance: String,
+        /// Units done.
+        done: u64,
+        /// Units in all.
+        total: u64,
+        /// What is counted.
+        unit: String,
+    },
+    /// An instance has something to say to the user.
+    Warning {
+        /// Its name.
+        instance: String,
+        /// The text.
+        text: String,
+    },
+    /// An instance waits for another run that computes the same key.
+    WaitsForRun {
+        /// Its name.
+        instance: String,
+        /// Host and process of the other run.
+        owner: String,
+    },
+    /// An instance has its result.
+    Finished {
+        /// Its name.
+        instance: String,
+        /// How it came by it.
+        how: How,
+    },
+    /// An instance failed.
+    Failed {
+        /// Its name.
+        instance: String,
+        /// What went wrong.
+        message: String,
+        /// Its log.
+        log: Option<PathBuf>,
+    },
+    /// An instance cannot run because one that it reads from failed.
+    Blocked {
+        /// Its name.
+        instance: String,
+        /// The failed instance.
+        by: String,
+    },
+    /// The run is being stopped.
+    Stopping,
+    /// The run is over.
+    Ended {
+        /// What came of it.
+        summary: Summary,
+    },
+}
+
+/// How an instance came by its result.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum How {
+    /// It was in the store when the run began.
+    Cached,
+    /// What it reads came out as before, so the wave stopped here.
+    CutOff,
+    /// Another run made it meanwhile.
+    ByOtherRun,
+    /// It was executed.
+    Executed(Duration),
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// The run's id.
+    pub run: String,
+    /// Instances that were executed.
+    pub executed: Vec<String>,
+    /// Instances whose result was in the store.
+    pub cached: usize,
+    /// Instances that failed, with the reason.
+    pub failed: Vec<(String, String)>,
+    /// Instances that a failure kept from running.
+    pub blocked: usize,
+    /// Whether the user stopped it.
+    pub cancelled: bool,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Summary {
+    /// Whether everything that was asked for is there.
+    pub fn is_complete(&self) -> bool {
+        self.failed.is_empty() && self.blocked == 0 && !self.cancelled
+    }
+}

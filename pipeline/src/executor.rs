@@ -1,0 +1,154 @@
+//! Worker processes: started when needed, kept for the next instance, replaced after a crash or a cancelled run.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::Sender;
+use std::thread;
+
+use crate::protocol::{Reply, Request, RunRequest};
+
+/// What comes out of a worker, with the worker's number.
+#[derive(Debug)]
+pub(crate) enum Output {
+    /// A reply.
+    Reply(usize, Reply),
+    /// A line that is for the log: standard error, or something that is no reply.
+    Line(usize, String),
+    /// It ended.
+    Ended(usize),
+}
+
+/// A running worker process.
+struct Worker {
+    number: usize,
+    child: Child,
+    stdin: ChildStdin,
+    gpu: Option<usize>,
+}
+
+/// The workers of a run.
+pub(crate) struct Workers {
+    program: PathBuf,
+    outputs: Sender<Output>,
+    idle: Vec<Worker>,
+    busy: Vec<Worker>,
+    started: usize,
+}
+
+impl Workers {
+    pub(crate) fn new(program: &Path, outputs: Sender<Output>) -> Self {
+        Self { program: program.to_owned(), outputs, idle: Vec::new(), busy: Vec::new(), started: 0 }
+    }
+
+    /// Hands a request to an idle worker, or to a new one. Returns the worker's number.
+    pub(crate) fn send(&mut self, request: RunRequest) -> std::io::Result<usize> {
+        let line = serde_json::to_string(&Request::Run(Box::new(request.clone())))?;
+        while let Some(place) = self.idle.iter().position(|worker| worker.gpu == request.gpu) {
+            let mut worker = self.idle.swap_remove(place);
+            // One that died while idle is passed over; its end is reported under its own number.
+            if writeln!(worker.stdin, "{line}").is_ok() {
+                let number = worker.number;
+                self.busy.push(worker);
+                return Ok(number);
+            }
+            let _ = worker.child.wait();
+        }
+        let mut worker = self.start(request.gpu)?;
+        writeln!(worker.stdin, "{line}")?;
+        let number = worker.number;
+        self.busy.push(worker);
+        Ok(number)
+    }
+
+    fn start(&mut self, gpu: Option<usize>) -> std::io::Result<Worker> {
+        let mut command = Command::new(&self.program);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A group of its own: Ctrl-C in the terminal reaches the driver alone, which then stops the workers in order.
+            .process_group(0);
+        if let Some(index) = gpu {
+            command.env("CUDA_VISIBLE_DEVICES", index.to_string());
+        }
+        let mut child = command.spawn()?;
+        self.started += 1;
+        let number = self.started;
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
+            return Err(std::io::Error::other("the worker's standard streams are not there"));
+        };
+        let outputs = self.outputs.clone();
+        let errors = thread::spawn({
+            let outputs = self.outputs.clone();
+            move || each_line(stderr, |line| outputs.send(Output::Line(number, line)).is_ok())
+        });
+        thread::spawn(move || {
+            each_line(stdout, |line| {
+                let output = match serde_json::from_str(&line) {
+                    Ok(reply) => Output::Reply(number, reply),
+                    Err(_) => Output::Line(number, line),
+                };
+                outputs.send(output).is_ok()
+            });
+            // What it said last belongs in front of its end.
+            let _ = errors.join();
+            let _ = outputs.send(Output::Ended(number));
+        });
+        Ok(Worker { number, child, stdin, gpu })
+    }
+
+    /// A worker has answered: it may take the next request.
+    pub(crate) fn release(&mut self, number: usize) {
+        if let Some(place) = self.busy.iter().position(|worker| worker.number == number) {
+            self.idle.push(self.busy.swap_remove(place));
+        }
+    }
+
+    /// A worker has ended. Returns how, if it was at work.
+    pub(crate) fn ended(&mut self, number: usize) -> Option<String> {
+        self.idle.retain_mut(|worker| worker.number != number || worker.child.wait().is_err());
+        let place = self.busy.iter().position(|worker| worker.number == number)?;
+        let mut worker = self.busy.swap_remove(place);
+        Some(worker.child.wait().map_or_else(|e| e.to_string(), |status| status.to_string()))
+    }
+
+    /// Ends every worker at once.
+    pub(crate) fn kill(&mut self) {
+        for worker in self.busy.iter_mut().chain(&mut self.idle) {
+            if let Some(group) = rustix::process::Pid::from_raw(worker.child.id() as i32) {
+                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            }
+        }
+        for mut worker in self.busy.drain(..).chain(self.idle.drain(..)) {
+            let _ = worker.child.wait();
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Calls `take` with each line until it says no. Bytes that are no UTF-8 are replaced, and a line without end is cut.
+fn each_line(stream: impl Read, mut take: impl FnMut(String) -> bool) {
+    /// A reply with the description of a whole pack is far below this.
+    const LONGEST: u64 = 16 << 20;
+    let mut reader = BufReader::new(stream);
+    let mut bytes = Vec::new();
+    loop {
+        bytes.clear();
+        match reader.by_ref().take(LONGEST).read_until(b'\n', &mut bytes) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+        if !take(line) {
+            return;
+        }
+    }
+}

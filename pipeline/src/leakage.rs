@@ -1,0 +1,160 @@
+//! Leakage: what flowed into each artifact, and the refusal to score a model on what it was trained on.
+//!
+//! Sites are known from the manifest alone, so a leaking manifest is refused before anything runs ([`check_sites`]).
+//! Patients and pixels are known once ingestion has read them: [`contaminated`] compares them as soon as they are.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use petgraph::graph::NodeIndex;
+
+use crate::diagnostic::Diagnostic;
+use crate::graph::Graph;
+use crate::manifest::Loaded;
+use crate::protocol::{Identities, Role, SourceFrom, StageKind};
+
+/// The sites whose raw files reached each instance, by node index.
+pub fn sites(kinds: &[StageKind], graph: &Graph) -> Vec<BTreeSet<String>> {
+    let mut reached: Vec<BTreeSet<String>> = vec![BTreeSet::new(); graph.dag.node_count()];
+    for node in &graph.order {
+        let instance = &graph.dag[*node];
+        let mut sites: BTreeSet<String> =
+            graph.reads(*node).into_iter().flat_map(|(_, needed)| reached[needed.index()].clone()).collect();
+        if kinds[instance.kind].sources.iter().any(|source| source.from == SourceFrom::Site) {
+            sites.extend(instance.point.get("site").cloned());
+        }
+        reached[node.index()] = sites;
+    }
+    reached
+}
+
+/// The two sides of a score: instances that flowed into the model, and instances that it is scored on.
+#[derive(Clone, Debug)]
+pub struct Sides {
+    /// The instance that scores.
+    pub scorer: NodeIndex,
+    /// What reached the model.
+    pub trained: BTreeSet<NodeIndex>,
+    /// What is scored.
+    pub scored: BTreeSet<NodeIndex>,
+}
+
+/// The sides of every instance that scores a model, in the order of the graph.
+pub fn sides(kinds: &[StageKind], graph: &Graph) -> Vec<Sides> {
+    let of_role = |node: NodeIndex, role: Role| {
+        let kind = &kinds[graph.dag[node].kind];
+        let inputs: BTreeSet<&str> =
+            kind.inputs.iter().filter(|input| input.role == role).map(|input| input.name.as_str()).collect();
+        let roots: Vec<_> = graph.reads(node).into_iter().filter(|(i, _)| inputs.contains(i)).map(|(_, n)| n).collect();
+        graph.upstream(&roots)
+    };
+    graph
+        .order
+        .iter()
+        .filter(|node| kinds[graph.dag[**node].kind].inputs.iter().any(|input| input.role == Role::Scored))
+        .map(|node| Sides { scorer: *node, trained: of_role(*node, Role::Model), scored: of_role(*node, Role::Scored) })
+        .collect()
+}
+
+/// Scores of models on sites that reached their training, one diagnostic a stage, with the path of the leak.
+pub fn check_sites(loaded: &Loaded, kinds: &[StageKind], graph: &Graph) -> Vec<Diagnostic> {
+    let reached = sites(kinds, graph);
+    let mut by_stage: BTreeMap<String, (Vec<String>, usize, NodeIndex, String)> = BTreeMap::new();
+    for sides in sides(kinds, graph) {
+        let instance = &graph.dag[sides.scorer];
+        if instance.in_domain {
+            continue;
+        }
+        let of = |nodes: &BTreeSet<NodeIndex>| -> BTreeSet<String> {
+            nodes.iter().flat_map(|n| reached[n.index()].iter().cloned()).collect()
+        };
+        let (trained, scored) = (of(&sides.trained), of(&sides.scored));
+        let Some(site) = trained.intersection(&scored).next() else { continue };
+        let path = leak_path(kinds, graph, sides.scorer, site, &reached);
+        by_stage
+            .entry(instance.stage.clone())
+            .and_modify(|entry| entry.1 += 1)
+            .or_insert_with(|| (path.iter().map(|n| graph.dag[*n].name.clone()).collect(), 1, path[1], site.clone()));
+    }
+    by_stage
+        .into_iter()
+        .map(|(stage, (path, count, culprit, site))| {
+            let culprit = &graph.dag[culprit];
+            let needs = ["stages", culprit.stage.as_str(), "needs"];
+            let span = loaded.tree.nearest(&needs).span.clone();
+            let key_span = loaded.tree.key_span(&needs);
+            let others = if count > 1 { format!(" ({} more such scores)", count - 1) } else { String::new() };
+            Diagnostic {
+                file: loaded.path.clone(),
+                span: Some(if span.is_empty() { key_span } else { span }),
+                message: format!(
+                    "leakage: `{}` scores a model on the site `{site}`, which reached its training{others}\n  by way of {}",
+                    path[0],
+                    path[1..].join("\n         from ")
+                ),
+                hint: Some(format!(
+                    "keep it out with `where: site != held_out` in the training's `needs`, or write `in_domain: true` in the stage `{stage}` to report it as in-domain"
+                )),
+            }
+        })
+        .collect()
+}
+
+/// From the scorer through the model back to the raw files of `site`.
+fn leak_path(kinds: &[StageKind], graph: &Graph, scorer: NodeIndex, site: &str, reached: &[BTreeSet<String>]) -> Vec<NodeIndex> {
+    let kind = &kinds[graph.dag[scorer].kind];
+    let is_model = |input: &str| kind.inputs.iter().any(|spec| spec.name == input && spec.role == Role::Model);
+    let carries = |node: &NodeIndex| reached[node.index()].contains(site);
+    let mut path = vec![scorer];
+    let mut next = graph.reads(scorer).into_iter().filter(|(i, _)| is_model(i)).map(|(_, n)| n).find(carries);
+    while let Some(node) = next {
+        path.push(node);
+        next = graph.reads(node).into_iter().map(|(_, n)| n).find(carries);
+    }
+    path
+}
+
+/// One sample on both sides of a score.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contamination {
+    /// The instance that would score.
+    pub scorer: String,
+    /// In words.
+    pub message: String,
+}
+
+/// Patients and pixels that are on both sides of a score. `identities` holds what each ingested instance contains;
+/// instances that are not in it are not known yet and count as empty.
+pub fn contaminated(graph: &Graph, sides: &Sides, identities: &HashMap<NodeIndex, Identities>) -> Option<Contamination> {
+    let scorer = &graph.dag[sides.scorer];
+    if scorer.in_domain {
+        return None;
+    }
+    let samples = |nodes: &BTreeSet<NodeIndex>| {
+        let known: Vec<_> = nodes.iter().filter_map(|n| identities.get(n).map(|i| (*n, i))).collect();
+        known
+    };
+    let trained = samples(&sides.trained);
+    let mut patients = HashMap::new();
+    let mut pixels = HashMap::new();
+    for (node, known) in &trained {
+        for sample in &known.samples {
+            patients.entry(sample.patient.as_str()).or_insert((*node, sample.id.as_str()));
+            pixels.entry(sample.pixels).or_insert((*node, sample.id.as_str()));
+        }
+    }
+    for (node, known) in samples(&sides.scored) {
+        for sample in &known.samples {
+            let here = format!("`{}` of `{}`", sample.id, graph.dag[node].name);
+            let there = |(node, id): (NodeIndex, &str)| format!("`{id}` of `{}`", graph.dag[node].name);
+            let message = if let Some(twin) = pixels.get(&sample.pixels) {
+                format!("{here} has the very pixels of {}, which reached the model's training", there(*twin))
+            } else if let Some(twin) = patients.get(sample.patient.as_str()) {
+                format!("{here} shows the patient `{}`, as does {}, which reached the model's training", sample.patient, there(*twin))
+            } else {
+                continue;
+            };
+            return Some(Contamination { scorer: scorer.name.clone(), message });
+        }
+    }
+    None
+}

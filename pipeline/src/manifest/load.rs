@@ -1,0 +1,150 @@
+//! Reads a manifest file: YAML, the command line's overrides, the schema, then the types.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{Loaded, Manifest, check, json_schema};
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::protocol::StageKind;
+use crate::tree::{Entry, Node, NodeValue};
+
+/// `--set stages.train.with.epochs=2`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Override {
+    /// The keys down to the value.
+    pub path: Vec<String>,
+    /// The new value, as YAML.
+    pub value: String,
+}
+
+impl Override {
+    /// Reads `KEY.KEY=VALUE`.
+    ///
+    /// # Errors
+    /// A text without `=`, in words.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (path, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not KEY.KEY=VALUE"))?;
+        Ok(Self { path: path.split('.').map(str::to_owned).collect(), value: value.to_owned() })
+    }
+}
+
+/// Reads a manifest and checks everything that can be checked without looking at its data.
+///
+/// # Errors
+/// All that is wrong, each with its place.
+pub fn load(path: &Path, overrides: &[Override], kinds: &[StageKind]) -> Result<Loaded, Diagnostics> {
+    let plain = |message: String, hint: Option<String>| Diagnostics {
+        list: vec![Diagnostic { file: path.to_owned(), span: None, message, hint }],
+    };
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        let hint = (e.kind() == std::io::ErrorKind::NotFound)
+            .then(|| "`siteline init` writes a small working project; name a manifest with `-m FILE`".to_owned());
+        plain(format!("failed to read the manifest: {e}"), hint)
+    })?;
+    let mut tree = Node::parse(&text).map_err(|bad| Diagnostics {
+        list: vec![Diagnostic {
+            file: path.to_owned(),
+            span: bad.span,
+            message: format!("the manifest is not well-formed YAML: {}", bad.message),
+            hint: None,
+        }],
+    })?;
+    for change in overrides {
+        apply(&mut tree, change).map_err(|message| plain(message, None))?;
+    }
+    let at = |span, message, hint| Diagnostic { file: path.to_owned(), span: Some(span), message, hint };
+    let misfits = crate::schema::check(&tree, &json_schema(), "the manifest");
+    if !misfits.is_empty() {
+        return Err(sorted(misfits.into_iter().map(|m| at(m.span, m.message, m.hint)).collect()));
+    }
+    let manifest: Manifest = serde_json::from_value(tree.to_json())
+        .map_err(|e| plain(format!("the manifest cannot be understood: {e}"), None))?;
+    let root = root_of(path, manifest.root.as_deref())
+        .map_err(|message| Diagnostics { list: vec![at(tree.nearest(&["root"]).span.clone(), message, None)] })?;
+    let loaded = Loaded { path: path.to_owned(), text, tree, manifest, root, overrides: overrides.to_vec() };
+    let found = check::check(&loaded, kinds);
+    if found.is_empty() { Ok(loaded) } else { Err(sorted(found)) }
+}
+
+fn sorted(mut list: Vec<Diagnostic>) -> Diagnostics {
+    list.sort_by_key(|d| d.span.as_ref().map_or(0, |span| span.start));
+    Diagnostics { list }
+}
+
+fn root_of(path: &Path, root: Option<&str>) -> Result<PathBuf, String> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let root = folder.join(root.unwrap_or("."));
+    std::fs::canonicalize(&root).map_err(|e| format!("the project's folder {} cannot be read: {e}", root.display()))
+}
+
+/// Puts a value into the tree. A new value takes the place of the key that it stands under.
+fn apply(tree: &mut Node, change: &Override) -> Result<(), String> {
+    let shown = change.path.join(".");
+    let value = Node::parse(&change.value).map_err(|bad| format!("--set {shown}: {}", bad.message))?;
+    let mut node = tree;
+    for (depth, key) in change.path.iter().enumerate() {
+        if matches!(node.value, NodeValue::Null) {
+            node.value = NodeValue::Map(Vec::new());
+        }
+        let span = node.span.clone();
+        let last = depth + 1 == change.path.len();
+        node = match &mut node.value {
+            NodeValue::Map(entries) => {
+                let place = entries.iter().position(|entry| entry.key == *key).unwrap_or_else(|| {
+                    let value = Node { span: span.clone(), value: NodeValue::Null };
+                    entries.push(Entry { key: key.clone(), key_span: span.clone(), value });
+                    entries.len() - 1
+                });
+                &mut entries[place].value
+            }
+            NodeValue::List(items) => key
+                .parse::<usize>()
+                .ok()
+                .and_then(|index| items.get_mut(index))
+                .ok_or_else(|| format!("--set {shown}: the list has no entry `{key}`"))?,
+            _ => return Err(format!("--set {shown}: `{}` holds no keys", change.path[..depth].join("."))),
+        };
+        if last {
+            let span = node.span.clone();
+            *node = moved(value.clone(), &span);
+        }
+    }
+    Ok(())
+}
+
+/// Gives every part of a value from the command line the place in the file that it replaces.
+fn moved(node: Node, span: &crate::tree::Span) -> Node {
+    let value = match node.value {
+        NodeValue::List(items) => NodeValue::List(items.into_iter().map(|item| moved(item, span)).collect()),
+        NodeValue::Map(entries) => NodeValue::Map(
+            entries
+                .into_iter()
+                .map(|entry| Entry { key_span: span.clone(), value: moved(entry.value, span), ..entry })
+                .collect(),
+        ),
+        other => other,
+    };
+    Node { span: span.clone(), value }
+}
+
+/// Replaces `${name}` in a path by the manifest's parameters.
+pub(crate) fn interpolate(text: &str, params: &indexmap::IndexMap<String, String>) -> Result<String, String> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((head, tail)) = rest.split_once("${") {
+        let (name, after) = tail.split_once('}').ok_or_else(|| format!("`{text}` lacks a closing bracket"))?;
+        let value = params.get(name).ok_or_else(|| format!("`params` has no `{name}`"))?;
+        out.push_str(head);
+        out.push_str(value);
+        rest = after;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// A parameter's value as the `with` of some point gives it, for the schema check.
+pub(crate) fn as_node<'a>(tree: &'a Node, path: &[&str]) -> Option<&'a Node> {
+    let node = tree.nearest(&path[..path.len() - 1]);
+    node.get(path[path.len() - 1]).map(|entry| &entry.value).filter(|n| !matches!(n.to_json(), Value::Null))
+}

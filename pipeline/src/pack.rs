@@ -1,0 +1,133 @@
+//! Packs: programs that hold stage kinds, and the description that they give of themselves.
+//!
+//! A description is kept beside the program as `PROGRAM.kinds.json`, with the program's size, times and digest. So `plan`
+//! starts no worker, and works where the program's libraries are absent.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+use siteline_cache::Digest;
+
+use crate::protocol::{self, Reply, Request, StageKind};
+
+/// A program and its kinds.
+#[derive(Clone, Debug)]
+pub struct Pack {
+    /// The program.
+    pub program: PathBuf,
+    /// Its kinds, by name.
+    pub kinds: Vec<StageKind>,
+}
+
+/// Why a pack cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// The program is not there.
+    #[error("the worker {} is not there", program.display())]
+    Missing {
+        /// Where it was looked for.
+        program: PathBuf,
+    },
+    /// The program does not start or does not answer.
+    #[error("the worker {} does not describe its stage kinds: {reason}", program.display())]
+    Silent {
+        /// The program.
+        program: PathBuf,
+        /// What it or the system said.
+        reason: String,
+    },
+    /// The program speaks another version of the protocol.
+    #[error("the worker {} speaks version {found} of the stage protocol; this siteline speaks {}", program.display(), protocol::VERSION)]
+    Version {
+        /// The program.
+        program: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+}
+
+/// What lies beside the program.
+#[derive(Serialize, Deserialize)]
+struct Description {
+    size: u64,
+    modified_ns: u64,
+    digest: Digest,
+    protocol: u32,
+    kinds: Vec<StageKind>,
+}
+
+impl Pack {
+    /// Opens a pack by its description if that is up to date, else by asking the program.
+    ///
+    /// # Errors
+    /// A program that is absent, silent, or of another version.
+    pub fn open(program: &Path) -> Result<Self, PackError> {
+        let missing = || PackError::Missing { program: program.to_owned() };
+        let program = std::fs::canonicalize(program).map_err(|_| missing())?;
+        let meta = std::fs::metadata(&program).map_err(|_| missing())?;
+        let modified_ns = meta
+            .modified()
+            .ok()
+            .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
+            .map_or(0, |d| d.as_nanos() as u64);
+        let mut beside = program.clone().into_os_string();
+        beside.push(".kinds.json");
+        let beside = PathBuf::from(beside);
+        let kept: Option<Description> =
+            std::fs::read(&beside).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let digest = || Digest::of_file(&program).map(|(digest, _)| digest);
+        if let Some(kept) = kept.filter(|kept| kept.protocol == protocol::VERSION && kept.size == meta.len()) {
+            let same = kept.modified_ns == modified_ns || digest().is_ok_and(|digest| digest == kept.digest);
+            if same {
+                return Ok(Self { program, kinds: kept.kinds });
+            }
+        }
+        let kinds = describe(&program)?;
+        if let Ok(digest) = digest() {
+            let description =
+                Description { size: meta.len(), modified_ns, digest, protocol: protocol::VERSION, kinds: kinds.clone() };
+            keep(&beside, &description);
+        }
+        Ok(Self { program, kinds })
+    }
+}
+
+/// Asks a program for its kinds.
+fn describe(program: &Path) -> Result<Vec<StageKind>, PackError> {
+    let silent = |reason: String| PackError::Silent { program: program.to_owned(), reason };
+    let mut child = Command::new(program)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| silent(e.to_string()))?;
+    let request = serde_json::to_string(&Request::Describe).expect("a request is JSON");
+    if let Some(mut stdin) = child.stdin.take() {
+        // A program that cannot start has closed its end; what it said of that is on its standard error.
+        let _ = writeln!(stdin, "{request}");
+    }
+    let output = child.wait_with_output().map_err(|e| silent(e.to_string()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let reply = text.lines().find_map(|line| serde_json::from_str::<Reply>(line).ok());
+    match reply {
+        Some(Reply::Kinds { protocol, kinds }) if protocol == protocol::VERSION => Ok(kinds),
+        Some(Reply::Kinds { protocol, .. }) => Err(PackError::Version { program: program.to_owned(), found: protocol }),
+        _ => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(silent(if said.is_empty() { format!("it ended with {}", output.status) } else { said }))
+        }
+    }
+}
+
+/// Best effort: a program in a folder that cannot be written is asked each time.
+fn keep(beside: &Path, description: &Description) {
+    let Ok(text) = serde_json::to_vec_pretty(description) else { return };
+    let folder = beside.parent().unwrap_or(Path::new("."));
+    if let Ok(mut file) = tempfile::NamedTempFile::new_in(folder) {
+        if file.write_all(&text).is_ok() {
+            let _ = file.persist(beside);
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Conditions over axes (`where`, `when`) and instance patterns (`train[method=mcdrl,held_out=*]`).
+
+use std::fmt;
+
+use crate::protocol::Point;
+
+/// A condition: comparisons of axes with axes or values, joined by `and`, `or`, `not` and brackets.
+///
+/// `site != held_out`, `method == mcdrl`, `method in [erm, mcdrl] and not seed == 0`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Left and right are equal.
+    Equal(Term, Term),
+    /// Left is one of the right ones.
+    In(Term, Vec<Term>),
+    /// Not so.
+    Not(Box<Condition>),
+    /// All hold.
+    And(Vec<Condition>),
+    /// At least one holds.
+    Or(Vec<Condition>),
+}
+
+/// A word of a condition and where it stands in the text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Term {
+    /// The word: an axis's name, or a value.
+    pub word: String,
+    /// Offset in the condition's text, in bytes.
+    pub at: usize,
+}
+
+/// What is wrong with a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadCondition {
+    /// In words.
+    pub message: String,
+    /// Offset in the text.
+    pub at: usize,
+    /// Length of the offending text.
+    pub length: usize,
+}
+
+impl Condition {
+    /// Reads a condition.
+    ///
+    /// # Errors
+    /// A text that is no condition, with the place where it stops being one.
+    pub fn parse(text: &str) -> Result<Self, BadCondition> {
+        let mut parser = Parser { tokens: tokens(text), next: 0, end: text.len() };
+        let condition = parser.any()?;
+        match parser.peek() {
+            None => Ok(condition),
+            Some(token) => Err(bad(&format!("`{}` does not belong here", token.word), token)),
+        }
+    }
+
+    /// Whether it holds; `value` gives the label of an axis.
+    pub fn holds(&self, value: &impl Fn(&str) -> Option<String>) -> bool {
+        let of = |term: &Term| value(&term.word).unwrap_or_else(|| term.word.clone());
+        match self {
+            Self::Equal(left, right) => of(left) == of(right),
+            Self::In(left, list) => list.iter().any(|right| of(left) == of(right)),
+            Self::Not(inner) => !inner.holds(value),
+            Self::And(parts) => parts.iter().all(|part| part.holds(value)),
+            Self::Or(parts) => parts.iter().any(|part| part.holds(value)),
+        }
+    }
+
+    /// Every word, with the words that it is compared with.
+    pub fn comparisons(&self) -> Vec<(&Term, &Term)> {
+        match self {
+            Self::Equal(left, right) => vec![(left, right)],
+            Self::In(left, list) => list.iter().map(|right| (left, right)).collect(),
+            Self::Not(inner) => inner.comparisons(),
+            Self::And(parts) | Self::Or(parts) => parts.iter().flat_map(Self::comparisons).collect(),
+        }
+    }
+}
+
+struct Token {
+    word: String,
+    at: usize,
+}
+
+fn bad(message: &str, token: &Token) -> BadCondition {
+    BadCondition { message: message.to_owned(), at: token.at, length: token.word.len() }
+}
+
+fn tokens(text: &str) -> Vec<Token> {
+    let mut tokens = Vec::new();
+    let mut chars = text.char_indices().peekable();
+    while let Some((at, c)) = chars.next() {
+        if c.is_whitespace() {
+            continue;
+        }
+        let mut word = String::from(c);
+        let mark = "=!()[],".contains(c);
+        let quote = c == '\'' || c == '"';
+        while let Some((_, next)) = chars.peek().copied() {
+            let goes_on = if quote {
+                true
+            } else if mark {
+                matches!((c, next), ('=' | '!', '='))
+            } else {
+                !next.is_whitespace() && !"=!()[],".contains(next)
+            };
+            if !goes_on {
+                break;
+            }
+            word.push(next);
+            chars.next();
+            if (quote && next == c) || (mark && word.len() == 2) {
+                break;
+            }
+        }
+        tokens.push(Token { word, at });
+    }
+    tokens
+}
+
+struct Parser {
+    tokens: Vec<Token>,
+    next: usize,
+    end: usize,
+}
+
+impl Parser {
+    fn peek(&self) -> Option<&Token> {
+        self.tokens.get(self.next)
+    }
+
+    fn take(&mut self, word: &str) -> bool {
+        let found = self.peek().is_some_and(|token| token.word == word);
+        self.next += usize::from(found);
+        found
+    }
+
+    fn stops(&self, wanted: &str) -> BadCondition {
+        match self.peek() {
+            Some(token) => bad(&format!("expected {wanted}, found `{}`", token.word), token),
+            None => BadCondition { message: format!("expected {wanted} at the end"), at: self.end, length: 0 },
+        }
+    }
+
+    fn any(&mut self) -> Result<Condition, BadCondition> {
+        let mut parts = vec![self.all()?];
+        while self.take("or") {
+            parts.push(self.all()?);
+        }
+        Ok(if parts.len() == 1 { parts.remove(0) } else { Condition::Or(parts) })
+    }
+
+    fn all(&mut self) -> Result<Condition, BadCondition> {
+        let mut parts = vec![self.one()?];
+        while self.take("and") {
+            parts.push(self.one()?);
+        }
+        Ok(if parts.len() == 1 { parts.remove(0) } else { Condition::And(parts) })
+    }
+
+    fn one(&mut self) -> Result<Condition, BadCondition> {
+        if self.take("not") {
+            return Ok(Condition::Not(Box::new(self.one()?)));
+        }
+        if self.take("(") {
+            let inner = self.any()?;
+            return if self.take(")") { Ok(inner) } else { Err(self.stops("`)`")) };
+        }
+        let left = self.term()?;
+        if self.take("==") {
+            return Ok(Condition::Equal(left, self.term()?));
+        }
+        if self.take("!=") {
+            return Ok(Condition::Not(Box::new(Condition::Equal(left, self.term()?))));
+        }
+        if self.take("in") {
+            if !self.take("[") {
+                return Err(self.stops("`[`"));
+            }
+            let mut list = vec![self.term()?];
+            while self.take(",") {
+                list.push(self.term()?);
+            }
+            return if self.take("]") { Ok(Condition::In(left, list)) } else { Err(self.stops("`]`")) };
+        }
+        Err(self.stops("`==`, `!=` or `in`"))
+    }
+
+    fn term(&mut self) -> Result<Term, BadCondition> {
+        match self.peek() {
+            Some(token) if !["=", "==", "!", "!=", "(", ")", "[", "]", ",", "and", "or", "not", "in"].contains(&token.word.as_str()) => {
+                let word = token.word.trim_matches(|c| c == '\'' || c == '"').to_owned();
+                let term = Term { word, at: token.at };
+                self.next += 1;
+                Ok(term)
+            }
+            _ => Err(self.stops("an axis or a value")),
+        }
+    }
+}
+
+/// Instances by stage and axis values: `train[method=mcdrl,held_out=*]`. A stage alone means all its instances.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstancePattern {
+    /// The stage; `*` is any.
+    pub stage: String,
+    /// Axis to value; a value may hold `*`.
+    pub axes: Vec<(String, String)>,
+}
+
+impl InstancePattern {
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    /// A text that is no pattern, in words.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let Some((stage, rest)) = text.split_once('[') else {
+            return Ok(Self { stage: text.to_owned(), axes: Vec::new() });
+        };
+        let inner = rest.strip_suffix(']').ok_or_else(|| format!("`{text}` lacks a closing bracket"))?;
+        let axes = inner
+            .split(',')
+            .filter(|part| !part.trim().is_empty())
+            .map(|part| {
+                let (axis, value) =
+                    part.split_once('=').ok_or_else(|| format!("`{}` is not AXIS=VALUE", part.trim()))?;
+                Ok((axis.trim().to_owned(), value.trim().to_owned()))
+            })
+            .collect::<Result<_, String>>()?;
+        Ok(Self { stage: stage.trim().to_owned(), axes })
+    }
+
+    /// Whether an instance fits.
+    pub fn fits(&self, stage: &str, point: &Point) -> bool {
+        like(&self.stage, stage)
+            && self.axes.iter().all(|(axis, wanted)| point.get(axis).is_some_and(|value| like(wanted, value)))
+    }
+}
+
+impl fmt::Display for InstancePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let axes: Vec<_> = self.axes.iter().map(|(axis, value)| format!("{axis}={value}")).collect();
+        if axes.is_empty() { f.write_str(&self.stage) } else { write!(f, "{}[{}]", self.stage, axes.join(",")) }
+    }
+}
+
+/// Whether `text` fits `pattern`, in which `*` stands for anything.
+fn like(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((head, tail)) => text
+            .strip_prefix(head)
+            .is_some_and(|rest| (0..=rest.len()).filter(|i| rest.is_char_boundary(*i)).any(|i| like(tail, &rest[i..]))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holds(text: &str) -> bool {
+        let axes = |axis: &str| match axis {
+            "site" => Some("A".to_owned()),
+            "held_out" => Some("B".to_owned()),
+            "seed" => Some("0".to_owned()),
+            _ => None,
+        };
+        Condition::parse(text).unwrap().holds(&axes)
+    }
+
+    #[test]
+    fn conditions_mean_what_they_say() {
+        assert!(holds("site != held_out"));
+        assert!(!holds("site == held_out"));
+        assert!(holds("site==A and seed in [0, 1]"));
+        assert!(holds("not (site == B or held_out == 'A')"));
+        assert!(holds("site == B or seed == 0 and held_out == B"));
+    }
+
+    #[test]
+    fn a_broken_condition_says_where() {
+        let error = Condition::parse("site = held_out").unwrap_err();
+        assert_eq!((error.at, error.length), (5, 1), "{}", error.message);
+        assert_eq!(Condition::parse("site ==").unwrap_err().at, 7);
+        assert_eq!(Condition::parse("a == b c").unwrap_err().message, "`c` does not belong here");
+        assert!(Condition::parse("").is_err());
+    }
+
+    #[test]
+    fn patterns_choose_instances() {
+        let point = Point::from([("method".into(), "mcdrl".into()), ("seed".into(), "1".into())]);
+        let fits = |text: &str| InstancePattern::parse(text).unwrap().fits("train", &point);
+        assert!(fits("train") && fits("train[method=mcdrl]") && fits("*[seed=*]") && fits("train[method=mc*,seed=1]"));
+        assert!(!fits("evaluate") && !fits("train[held_out=*]") && !fits("train[method=erm]"));
+        assert!(InstancePattern::parse("train[method]").is_err());
+    }
+}

@@ -1,0 +1,221 @@
+//! What enters from outside the store: a site's raw files, a backbone's weights, files that parameters name.
+//!
+//! Files are found, paired and hashed when the plan is made; workers read what was hashed and look for nothing.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use siteline_cache::Store;
+
+use crate::diagnostic::Diagnostic;
+use crate::manifest::{Loaded, interpolate};
+use crate::protocol::{RunSource, SourceFile};
+
+/// Resolves sources of a manifest and remembers them.
+pub struct Sources<'a> {
+    loaded: &'a Loaded,
+    store: &'a Store,
+    found: BTreeMap<(String, String), Result<RunSource, Diagnostic>>,
+}
+
+impl<'a> Sources<'a> {
+    /// For one manifest, hashing with the store's stat cache.
+    pub fn new(loaded: &'a Loaded, store: &'a Store) -> Self {
+        Self { loaded, store, found: BTreeMap::new() }
+    }
+
+    /// The raw files of a site: images, their masks, its table.
+    ///
+    /// # Errors
+    /// A pattern that matches nothing, an image without a mask, a file that cannot be read.
+    pub fn site(&mut self, name: &str) -> Result<RunSource, Diagnostic> {
+        let key = ("site".to_owned(), name.to_owned());
+        if !self.found.contains_key(&key) {
+            let found = self.find_site(name);
+            self.found.insert(key.clone(), found);
+        }
+        self.found[&key].clone()
+    }
+
+    /// The weights of a backbone.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn backbone(&mut self, name: &str) -> Result<RunSource, Diagnostic> {
+        let key = ("backbone".to_owned(), name.to_owned());
+        if !self.found.contains_key(&key) {
+            let found = self.find_backbone(name);
+            self.found.insert(key.clone(), found);
+        }
+        self.found[&key].clone()
+    }
+
+    fn find_backbone(&self, name: &str) -> Result<RunSource, Diagnostic> {
+        let place = ["backbones", name, "weights"];
+        let backbone = &self.loaded.manifest.backbones[name];
+        let path = self.path(&backbone.weights, &place)?;
+        let file = self.file(&path, "weights", name, &place)?;
+        Ok(RunSource { name: name.to_owned(), settings: json!({"activation": backbone.activation}), files: vec![file] })
+    }
+
+    /// The file that a parameter of a stage names.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn param(&mut self, stage: &str, param: &str, value: &str) -> Result<RunSource, Diagnostic> {
+        let place = ["stages", stage, "with", param];
+        let path = self.path(value, &place)?;
+        let file = self.file(&path, "file", param, &place)?;
+        Ok(RunSource { name: param.to_owned(), settings: Value::Null, files: vec![file] })
+    }
+
+    fn error(&self, place: &[&str], message: String, hint: Option<String>) -> Diagnostic {
+        let span = Some(self.loaded.tree.nearest(place).span.clone());
+        Diagnostic { file: self.loaded.path.clone(), span, message, hint }
+    }
+
+    /// A path as written to one that can be opened.
+    fn path(&self, text: &str, place: &[&str]) -> Result<PathBuf, Diagnostic> {
+        let text = interpolate(text, &self.loaded.manifest.params).map_err(|message| self.error(place, message, None))?;
+        let path = Path::new(&text);
+        if path.is_absolute() {
+            return Ok(path.to_owned());
+        }
+        let mut depth = 0i32;
+        for part in path.components() {
+            depth += match part {
+                Component::ParentDir => -1,
+                Component::Normal(_) => 1,
+                _ => 0,
+            };
+            if depth < 0 {
+                let hint = format!(
+                    "paths are relative to {}; name a folder above it as the project's `root`, or give an absolute path",
+                    self.loaded.root.display()
+                );
+                return Err(self.error(place, format!("`{text}` climbs out of the project"), Some(hint)));
+            }
+        }
+        Ok(self.loaded.root.join(path))
+    }
+
+    fn file(&self, path: &Path, role: &str, label: &str, place: &[&str]) -> Result<SourceFile, Diagnostic> {
+        let (digest, size) = self.store.digest_of_raw(path).map_err(|e| {
+            let hint = (!path.exists()).then(|| format!("paths are relative to {}", self.loaded.root.display()));
+            self.error(place, e.to_string(), hint)
+        })?;
+        Ok(SourceFile { role: role.to_owned(), label: label.to_owned(), path: path.to_owned(), digest, size })
+    }
+
+    fn find_site(&self, name: &str) -> Result<RunSource, Diagnostic> {
+        let site = &self.loaded.manifest.sites[name];
+        let images_place = ["sites", name, "images"];
+        let masks_place = ["sites", name, "masks"];
+        let pattern = self.path(&site.images, &images_place)?;
+        let images = matches(&pattern).map_err(|message| self.error(&images_place, message, None))?;
+        if images.is_empty() {
+            let hint = empty_hint(&pattern);
+            return Err(self.error(&images_place, format!("no file matches the images of the site `{name}`: {}", pattern.display()), Some(hint)));
+        }
+        let mut by_stem: BTreeMap<String, PathBuf> = BTreeMap::new();
+        for image in images {
+            let stem = stem_of(&image);
+            if let Some(other) = by_stem.insert(stem.clone(), image.clone()) {
+                let message = format!("two images of the site `{name}` share the stem `{stem}`: {} and {}", other.display(), image.display());
+                return Err(self.error(&images_place, message, Some("narrow the pattern, or rename one".into())));
+            }
+        }
+        let mask_pattern = self.path(&site.masks, &masks_place)?;
+        if !site.masks.contains("{stem}") {
+            return Err(self.error(&masks_place, format!("the masks of the site `{name}` do not say which image they belong to"), Some("write `{stem}` where the image's name stands: `masks/{stem}.png`".into())));
+        }
+        let mut paths = Vec::new();
+        let mut lonely = Vec::new();
+        for (stem, image) in by_stem {
+            let wanted = mask_pattern.to_string_lossy().replace("{stem}", &glob::Pattern::escape(&stem));
+            match matches(Path::new(&wanted)).map_err(|message| self.error(&masks_place, message, None))?.as_slice() {
+                [mask] => paths.extend([("image", stem.clone(), image), ("mask", stem, mask.clone())]),
+                [] => lonely.push(image),
+                [first, second, ..] => {
+                    let message = format!("{} has two masks: {} and {}", image.display(), first.display(), second.display());
+                    return Err(self.error(&masks_place, message, None));
+                }
+            }
+        }
+        if let Some(first) = lonely.first() {
+            let stem = stem_of(first);
+            let wanted = mask_pattern.to_string_lossy().replace("{stem}", &stem);
+            let message = format!("{} of {} images of the site `{name}` have no mask, the first is {}", lonely.len(), lonely.len() + paths.len() / 2, first.display());
+            return Err(self.error(&masks_place, message, Some(format!("its mask would be {wanted}"))));
+        }
+        if let Some(table) = &site.table {
+            paths.push(("table", "table".to_owned(), self.path(table, &["sites", name, "table"])?));
+        }
+        // Small files are hashed by all cores at once, and the stat cache takes them in as one transaction.
+        let hashed = self.store.batch(|| {
+            paths
+                .par_iter()
+                .map(|(role, label, path)| {
+                    let place = if *role == "table" { ["sites", name, "table"] } else { images_place };
+                    self.file(path, role, label, &place)
+                })
+                .collect::<Result<Vec<_>, _>>()
+        });
+        let files = hashed.map_err(|e| self.error(&images_place, e.to_string(), None))??;
+        let mut settings = serde_json::to_value(site).expect("a site is JSON");
+        if let Some(map) = settings.as_object_mut() {
+            // Where the files lie never enters a key; what they hold does.
+            for path in ["images", "masks", "table"] {
+                map.remove(path);
+            }
+        }
+        Ok(RunSource { name: name.to_owned(), settings, files })
+    }
+}
+
+fn stem_of(path: &Path) -> String {
+    path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Files that match a pattern, sorted. A name without wildcards matches itself.
+fn matches(pattern: &Path) -> Result<Vec<PathBuf>, String> {
+    let text = pattern.to_string_lossy();
+    let mut found = Vec::new();
+    for entry in glob::glob(&text).map_err(|e| format!("`{text}` is no pattern: {e}"))? {
+        let path = entry.map_err(|e| format!("{}: {}", e.path().display(), e.error()))?;
+        if path.is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Why a pattern matches nothing: the first folder on the way that is not there.
+fn empty_hint(pattern: &Path) -> String {
+    let mut known = PathBuf::new();
+    for part in pattern.components() {
+        let text = part.as_os_str().to_string_lossy();
+        if text.contains(['*', '?', '[']) {
+            let endings: std::collections::BTreeSet<String> = std::fs::read_dir(&known)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter_map(|e| e.path().extension().map(|x| format!("*.{}", x.to_string_lossy())))
+                .collect();
+            let list: Vec<_> = endings.into_iter().collect();
+            return match list.is_empty() {
+                true => format!("the folder {} has no files", known.display()),
+                false => format!("the folder {} has {}", known.display(), list.join(", ")),
+            };
+        }
+        let next = known.join(part);
+        if !next.exists() {
+            return format!("{} does not exist", next.display());
+        }
+        known = next;
+    }
+    format!("{} is not a file", known.display())
+}

@@ -1,0 +1,141 @@
+//! Why an instance must run: the difference between the parts of its key and those of its last execution.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::Value;
+use siteline_cache::{Digest, Record, Store};
+
+use crate::key::{KeyParts, Part};
+
+/// Why an instance must run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum Reason {
+    /// It never ran.
+    New,
+    /// Parts of its key differ from those of its last execution.
+    Changed {
+        /// Each difference.
+        changes: Vec<Change>,
+    },
+    /// It ran under this very key, but an output is missing or cut short.
+    Damaged {
+        /// The output.
+        output: String,
+    },
+    /// It ran under this very key, but its record does not hold any more.
+    RecordLost,
+    /// The user asked for it.
+    Forced,
+}
+
+/// One difference.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// What: `parameter epochs`, `image p03 of raw`, `code method=mcdrl`.
+    pub what: String,
+    /// What it was at the last execution, if it was there.
+    pub before: Option<String>,
+    /// What it is now, if it is there.
+    pub after: Option<String>,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.before, &self.after) {
+            (Some(before), Some(after)) => write!(f, "{}: {before} -> {after}", self.what),
+            (None, Some(after)) => write!(f, "{}: new, {after}", self.what),
+            (Some(before), None) => write!(f, "{}: gone, was {before}", self.what),
+            (None, None) => f.write_str(&self.what),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::New => f.write_str("it never ran"),
+            Self::Changed { changes } => match changes.as_slice() {
+                [one] => write!(f, "{one}"),
+                [first, rest @ ..] => write!(f, "{first} (and {} more)", rest.len()),
+                [] => f.write_str("its key changed"),
+            },
+            Self::Damaged { output } => write!(f, "its output {output} is missing or damaged"),
+            Self::RecordLost => f.write_str("the record of its last execution is gone or damaged"),
+            Self::Forced => f.write_str("it was asked for"),
+        }
+    }
+}
+
+/// The reason why an instance without a usable record must run.
+pub fn reason(store: &Store, manifest: &str, instance: &str, parts: &KeyParts, key: &Digest) -> Reason {
+    if let Some(record) = store.record(key) {
+        let lost = |o: &&siteline_cache::Output| {
+            !std::fs::metadata(store.object_path(&o.digest)).is_ok_and(|m| m.len() == o.size)
+        };
+        if let Some(output) = record.outputs.iter().find(lost) {
+            return Reason::Damaged { output: output.path.clone() };
+        }
+    }
+    let executions = store.executions_of(manifest, instance).unwrap_or_default();
+    if executions.first().is_some_and(|execution| execution.key == *key) {
+        return Reason::RecordLost;
+    }
+    match executions.iter().find_map(|execution| store.record(&execution.key)) {
+        Some(record) => Reason::Changed { changes: changes(&record, parts) },
+        None => Reason::New,
+    }
+}
+
+/// The differences between the parts of a record and `now`.
+pub fn changes(record: &Record, now: &KeyParts) -> Vec<Change> {
+    let Ok(before) = serde_json::from_value::<KeyParts>(record.parts.clone()) else { return Vec::new() };
+    let (before, after) = (described(&before), described(now));
+    let mut names: Vec<&String> = before.keys().chain(after.keys()).collect();
+    names.sort();
+    names.dedup();
+    names
+        .into_iter()
+        .filter(|name| before.get(*name) != after.get(*name))
+        .map(|name| Change { what: name.clone(), before: before.get(name).cloned(), after: after.get(name).cloned() })
+        .collect()
+}
+
+/// Every part in words. Nested parameters are taken apart, so that one setting of a group shows as itself.
+fn described(parts: &KeyParts) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    parts.walk(|path, part| match (path, part) {
+        (["param", name], Part::Value(value)) => flatten(&format!("parameter {name}"), value, &mut all),
+        (["file", input, role, label, point @ ..], Part::Content(digest)) => {
+            let at: Vec<_> = point.chunks(2).map(|pair| pair.join("=")).collect();
+            let at = if at.is_empty() { String::new() } else { format!("[{}]", at.join(",")) };
+            let what = if *role == "output" { format!("input {input}{at} {label}") } else { format!("{role} {label} of {input}") };
+            all.insert(what, digest.short());
+        }
+        (path, Part::Text(text)) => {
+            let shown = if text.len() == 64 { text[..12].to_owned() } else { text.to_owned() };
+            all.insert(path.join(" "), shown);
+        }
+        (path, Part::Value(value)) => flatten(&path.join(" "), value, &mut all),
+        (path, Part::Content(digest)) => {
+            all.insert(path.join(" "), digest.short());
+        }
+    });
+    all
+}
+
+fn flatten(name: &str, value: &Value, into: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Object(map) if !map.is_empty() => {
+            map.iter().for_each(|(key, value)| flatten(&format!("{name}.{key}"), value, into));
+        }
+        Value::String(text) => {
+            into.insert(name.to_owned(), text.clone());
+        }
+        other => {
+            into.insert(name.to_owned(), other.to_string());
+        }
+    }
+}
