@@ -1,1 +1,26 @@
-fn main(){}
+//! `siteline`: the command line. Arguments, rendering and exit codes; what is planned and run lives in `siteline-pipeline`.
+
+mod args;
+mod commands;
+mod diagnostic;
+mod project;
+mod report;
+mod reporter;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env().add_directive(args.level().into()))
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+    match commands::run(args) {
+        Ok(code) => code,
+        Err(error) => diagnostic::show(&error),
+    }
+}

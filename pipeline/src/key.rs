@@ -78,10 +78,10 @@ impl KeyParts {
         for (param, variants) in &kind.code.variants {
             let chosen = params.get(param).and_then(Value::as_str).unwrap_or_default().to_owned();
             // A group of parameters that is called like a variant belongs to that variant alone.
-            params.retain(|name, _| *name == chosen || !variants.contains_key(name));
-            if let Some(fingerprint) = variants.get(&chosen) {
-                code.insert(format!("{param}={chosen}"), fingerprint.clone());
-            }
+            params.retain(|name, _| *name == chosen || !variants.contains_key(&chosen) || !variants.contains_key(name));
+            // Where the parameters choose no variant, any of them may be at work.
+            let chosen_or_all = variants.iter().filter(|(name, _)| **name == chosen || !variants.contains_key(&chosen));
+            code.extend(chosen_or_all.map(|(name, fingerprint)| (format!("{param}={name}"), fingerprint.clone())));
         }
         Self { kind: kind.name.clone(), code, libraries: kind.code.libraries.clone(), params, files }
     }

@@ -1,18 +1,25 @@
-//! x
-pub mod protocol;
-pub mod tree;
+//! Manifest to plan to run: axes and joins, keys, leakage, scheduling, lineage.
+//!
+//! This crate prints nothing and draws nothing: what happens is told as [`event::Event`]s, what is wrong as
+//! [`diagnostic::Diagnostic`]s.
+
 pub mod diagnostic;
-pub mod schema;
-pub mod pattern;
-pub mod manifest;
-pub mod plan;
-pub mod leakage;
-pub mod pack;
 pub mod event;
 mod executor;
-mod schedule;
-pub mod run;
-pub mod source;
-pub mod key;
-pub mod why;
 pub mod graph;
+pub mod key;
+pub mod leakage;
+pub mod lineage;
+pub mod manifest;
+pub mod pack;
+pub mod pattern;
+pub mod plan;
+pub mod protocol;
+pub mod run;
+mod schedule;
+pub mod schema;
+pub mod source;
+pub mod tree;
+pub mod why;
+
+pub use petgraph::graph::NodeIndex;

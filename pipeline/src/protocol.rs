@@ -168,6 +168,18 @@ pub struct InputSpec {
     pub optional: bool,
 }
 
+impl InputSpec {
+    /// The same input, taking any number of artifacts.
+    pub fn gathered(self) -> Self {
+        Self { many: true, ..self }
+    }
+
+    /// The same input, which may be absent.
+    pub fn optional(self) -> Self {
+        Self { optional: true, ..self }
+    }
+}
+
 /// What flows through an input, as far as leakage is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,5 +1,16 @@
-//! x
+//! The built-in stage kinds and the models behind them: the only crate that links libtorch.
+
 pub mod checkpoint;
+pub mod dictionary;
 pub mod error;
+pub mod features;
+pub mod fingerprint;
+pub mod frame;
 pub mod kind;
+pub mod loss;
+pub mod method;
+pub mod metric;
 pub mod model;
+pub mod runtime;
+pub mod segmenter;
+pub mod trainer;

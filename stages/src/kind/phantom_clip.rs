@@ -14,13 +14,15 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use siteline_pipeline::protocol::StageKind;
 use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Kind, Reduction, Tensor};
 
 use self::captions::CaptionBank;
 use self::pool::Pool;
 use crate::error::Result;
-use crate::kind::Ctx;
+use crate::kind::context::Ctx;
+use crate::kind::spec::{Spec, output};
 use crate::model::clip::{Clip, ClipConfig, Dense, Tokenizer, l2_normalise, weights};
 use crate::model::transformer::Activation;
 
@@ -83,6 +85,19 @@ impl Default for Params {
             text_layers: 2,
         }
     }
+}
+
+/// The kind's specification.
+pub fn kind() -> StageKind {
+    Spec {
+        name: "phantom-clip",
+        summary: "trains a small CLIP on phantoms and scores its prompts on fresh ones",
+        params: schemars::schema_for!(Params),
+        inputs: vec![],
+        sources: vec![],
+        outputs: vec![output("clip.safetensors"), output("scores.json"), output("scores.md")],
+    }
+    .into()
 }
 
 /// Trains, scores on fresh phantoms, and writes `clip.safetensors`, `scores.json` and `scores.md`.

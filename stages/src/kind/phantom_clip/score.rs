@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use super::captions::{CaptionBank, NORMAL_INDEX, domain_words};
 use super::pool::Pool;
 use crate::error::{Result, StageError};
-use crate::kind::Ctx;
+use crate::kind::context::Ctx;
 use crate::model::clip::{Clip, Dense, l2_normalise};
 
 /// What the prompts find.

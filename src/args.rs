@@ -1,0 +1,81 @@
+//! What was typed, nothing resolved.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+
+use crate::commands;
+
+/// Runs multi-site experiments as content-hashed stages: only what changed reruns, and every number can be traced to the
+/// images, prompts, weights, code and seeds behind it.
+#[derive(Debug, Parser)]
+#[command(name = "siteline", version, max_term_width = 110, after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  siteline init my-study                 a small project that runs as it stands
+  siteline plan                          what would run, and why
+  siteline run                           run it
+  siteline run --only 'train[seed=0]'    a part of it, and what that needs
+  siteline why 'train[method=mcdrl,held_out=C,seed=0]'
+  siteline trace method=mcdrl,held_out=C one number, back to the raw images
+
+Exit codes: 0 done; 1 what was asked failed or was refused; 2 the request was wrong; 101 a bug.";
+
+/// Options that every command takes.
+#[derive(Debug, ClapArgs)]
+pub struct Common {
+    /// The manifest [default: siteline.yaml here or in a folder above]
+    #[arg(short, long, global = true, value_name = "FILE", env = "SITELINE_MANIFEST")]
+    pub manifest: Option<PathBuf>,
+    /// The store [default: .siteline in the project's folder]
+    #[arg(long, global = true, value_name = "DIR", env = "SITELINE_STORE")]
+    pub store: Option<PathBuf>,
+    /// Change a value of the manifest: `--set stages.train.with.epochs=2`; may be repeated
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// The program that holds the stage kinds [default: siteline-worker beside this program]
+    #[arg(long, global = true, value_name = "FILE", env = "SITELINE_WORKER", hide_env_values = true)]
+    pub worker: Option<PathBuf>,
+    /// Say more of how decisions are made; twice for all
+    #[arg(long, global = true, action = clap::ArgAction::Count)]
+    pub debug: u8,
+}
+
+impl Args {
+    /// How much is logged.
+    pub fn level(&self) -> LevelFilter {
+        match self.common.debug {
+            0 => LevelFilter::WARN,
+            1 => LevelFilter::DEBUG,
+            _ => LevelFilter::TRACE,
+        }
+    }
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Init(commands::init::Init),
+    Phantoms(commands::phantoms::Phantoms),
+    Plan(commands::plan::Plan),
+    Run(commands::run::Run),
+    Status(commands::status::Status),
+    Why(commands::why::Why),
+    Trace(commands::trace::Trace),
+    Audit(commands::audit::Audit),
+    Table(commands::table::Table),
+    Log(commands::log::Log),
+    Graph(commands::graph::Graph),
+    Verify(commands::verify::Verify),
+    Gc(commands::gc::Gc),
+    Schema(commands::schema::Schema),
+    Completions(commands::completions::Completions),
+}

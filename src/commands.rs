@@ -1,0 +1,52 @@
+//! The verbs, one file each: its arguments and help text, then what it does.
+
+pub mod audit;
+pub mod completions;
+pub mod gc;
+pub mod graph;
+pub mod init;
+pub mod log;
+pub mod phantoms;
+pub mod plan;
+pub mod run;
+pub mod schema;
+pub mod status;
+pub mod table;
+pub mod trace;
+pub mod verify;
+pub mod why;
+
+use std::process::ExitCode;
+
+use crate::args::{Args, Command};
+use crate::diagnostic::CommandError;
+
+/// What a verb comes to.
+pub type Outcome = Result<ExitCode, CommandError>;
+
+/// Carries out what was typed.
+pub fn run(args: Args) -> Outcome {
+    let common = &args.common;
+    match args.command {
+        Command::Init(verb) => verb.run(common),
+        Command::Phantoms(verb) => verb.run(common),
+        Command::Plan(verb) => verb.run(common),
+        Command::Run(verb) => verb.run(common),
+        Command::Status(verb) => verb.run(common),
+        Command::Why(verb) => verb.run(common),
+        Command::Trace(verb) => verb.run(common),
+        Command::Audit(verb) => verb.run(common),
+        Command::Table(verb) => verb.run(common),
+        Command::Log(verb) => verb.run(common),
+        Command::Graph(verb) => verb.run(common),
+        Command::Verify(verb) => verb.run(common),
+        Command::Gc(verb) => verb.run(common),
+        Command::Schema(verb) => verb.run(common),
+        Command::Completions(verb) => verb.run(),
+    }
+}
+
+/// `1 instance`, `2 instances`.
+pub fn count(number: usize, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}

@@ -1,0 +1,46 @@
+//! `siteline log`
+
+use std::process::ExitCode;
+
+use clap::Args;
+use siteline_cache::Access;
+
+use super::Outcome;
+use crate::args::Common;
+use crate::diagnostic::CommandError;
+use crate::project::{Project, find_instance};
+
+/// Show the log of an instance's last execution, failed ones included.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  siteline log 'train[method=mcdrl,held_out=C,seed=0]'\n  siteline log --path table")]
+pub struct Log {
+    /// The instance
+    instance: String,
+    /// Print where the log lies instead of what it says
+    #[arg(long)]
+    path: bool,
+}
+
+impl Log {
+    pub fn run(self, common: &Common) -> Outcome {
+        let project = Project::open(common, Access::Read)?;
+        let planner = project.planner(&[])?;
+        let node = find_instance(&planner, &self.instance)?;
+        let name = &planner.graph.dag[node].name;
+        let manifest = &project.loaded.manifest.name;
+        for run in project.store.runs()?.into_iter().filter(|run| run.manifest == *manifest) {
+            let outcomes = project.store.outcomes(&run.id)?;
+            let Some(log) = outcomes.into_iter().find(|o| o.instance == *name).and_then(|o| o.log) else { continue };
+            // Logs are noted by the path that the store had then; a store that moved has them still.
+            let moved = log.file_name().map(|file| project.store.run_folder(&run.id).join(file));
+            let path = if log.exists() { log } else { moved.unwrap_or(log) };
+            if self.path {
+                println!("{}", path.display());
+            } else {
+                print!("{}", std::fs::read_to_string(&path).map_err(CommandError::file("read", &path))?);
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        Err(CommandError::refused(format!("`{name}` never ran in this store"), None))
+    }
+}

@@ -1,0 +1,114 @@
+//! `siteline plan`
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+use siteline_cache::Access;
+use siteline_pipeline::plan::{Plan as Planned, Planner, State};
+
+use super::{Outcome, count};
+use crate::args::Common;
+use crate::project::Project;
+
+/// Show what would run and why, without running anything.
+///
+/// Counts by stage: how many instances are cached, must run, or wait for one that runs. An instance that waits may turn out
+/// cached after all: if what it reads comes out with the same bytes, the wave stops there. Leakage is refused here.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  siteline plan\n  siteline plan -v --only 'train[method=mcdrl]'\n  siteline plan --set stages.train.with.epochs=2 --json")]
+pub struct Plan {
+    /// Only instances that fit, and what they need: `train[seed=0]`; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    only: Vec<String>,
+    /// Show each instance, with the reason why it runs
+    #[arg(short, long)]
+    verbose: bool,
+    /// As JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+impl Plan {
+    pub fn run(self, common: &Common) -> Outcome {
+        let project = Project::open(common, Access::Read)?;
+        let mut planner = project.planner(&self.only)?;
+        let plan = planner.plan()?;
+        if self.json {
+            println!("{}", as_json(&planner, &plan));
+            return Ok(ExitCode::SUCCESS);
+        }
+        print!("{}", by_stage(&planner, &plan));
+        if self.verbose {
+            println!();
+            for node in planner.graph.order.iter().filter(|n| planner.selected.contains(n)) {
+                println!("{}", line(&planner, &plan, *node));
+            }
+        }
+        match plan.open() {
+            0 => println!("\nEverything is up to date."),
+            open => println!("\n{} to run. `siteline run` runs them; `siteline plan -v` says why each.", count(open, "instance")),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn line(planner: &Planner, plan: &Planned, node: siteline_pipeline::NodeIndex) -> String {
+    let name = &planner.graph.dag[node].name;
+    match plan.state(node) {
+        State::Cached(record) => format!("  cached  {name}  ({})", record.key.short()),
+        State::Stale { reason } => format!("  run     {name}  because {reason}"),
+        State::Waiting { on } => {
+            let first = &planner.graph.dag[on[0]].name;
+            let more = if on.len() > 1 { format!(" and {} more", on.len() - 1) } else { String::new() };
+            format!("  wait    {name}  for {first}{more}")
+        }
+        State::NotSelected => format!("  -       {name}"),
+    }
+}
+
+/// A table of stages: cached, run, wait.
+pub fn by_stage(planner: &Planner, plan: &Planned) -> String {
+    let mut text = format!("{:24} {:>8} {:>8} {:>8} {:>8}\n", "stage", "all", "cached", "run", "wait");
+    for stage in planner.loaded.manifest.stages.keys() {
+        let (mut cached, mut stale, mut waiting) = (0, 0, 0);
+        for node in planner.graph.dag.node_indices().filter(|n| planner.graph.dag[*n].stage == *stage) {
+            match plan.state(node) {
+                State::Cached(_) => cached += 1,
+                State::Stale { .. } => stale += 1,
+                State::Waiting { .. } => waiting += 1,
+                State::NotSelected => {}
+            }
+        }
+        let all = cached + stale + waiting;
+        text.push_str(&format!("{stage:24} {all:>8} {cached:>8} {stale:>8} {waiting:>8}\n"));
+    }
+    text
+}
+
+fn as_json(planner: &Planner, plan: &Planned) -> String {
+    let instances: Vec<_> = planner
+        .graph
+        .order
+        .iter()
+        .filter(|node| planner.selected.contains(node))
+        .map(|node| {
+            let instance = &planner.graph.dag[*node];
+            let (state, detail) = match plan.state(*node) {
+                State::Cached(record) => ("cached", json!({"key": record.key})),
+                State::Stale { reason } => ("run", json!({"why": reason, "because": reason.to_string()})),
+                State::Waiting { on } => {
+                    ("wait", json!({"on": on.iter().map(|n| &planner.graph.dag[*n].name).collect::<Vec<_>>()}))
+                }
+                State::NotSelected => ("not-selected", json!({})),
+            };
+            let mut entry = json!({"instance": instance.name, "stage": instance.stage, "point": instance.point, "state": state});
+            if let (Some(entry), Some(detail)) = (entry.as_object_mut(), detail.as_object()) {
+                entry.extend(detail.clone());
+            }
+            entry
+        })
+        .collect();
+    let all = json!({"manifest": planner.loaded.manifest.name, "instances": instances});
+    serde_json::to_string_pretty(&all).expect("a plan is JSON")
+}

@@ -1,0 +1,130 @@
+//! `siteline run`
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Args;
+use siteline_cache::Access;
+use siteline_pipeline::event::Summary;
+use siteline_pipeline::run::{self, Settings};
+
+use super::{Outcome, count};
+use crate::args::Common;
+use crate::diagnostic::CommandError;
+use crate::project::Project;
+use crate::report;
+use crate::reporter::Reporter;
+
+/// Run what is missing, and nothing else.
+///
+/// Results appear in `results/NAME`: the tables, and `report.html`. A failed instance names its log; the rest goes on as
+/// far as it can. Ctrl-C stops cleanly: what is finished is kept, and the next run goes on from there.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  siteline run\n  siteline run -j 8 --gpus 0,1\n  siteline run --only 'evaluate[held_out=C]' --set stages.train.with.epochs=2")]
+pub struct Run {
+    /// Only instances that fit, and what they need: `train[seed=0]`; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    only: Vec<String>,
+    /// CPU slots [default: the number of cores]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
+    /// GPUs that may be used, by index; empty for none [default: those of CUDA_VISIBLE_DEVICES, or all that the system shows]
+    #[arg(long, value_name = "LIST")]
+    gpus: Option<String>,
+    /// Go on as far as possible after a failure (the default)
+    #[arg(long, conflicts_with = "fail_fast")]
+    keep_going: bool,
+    /// Stop at the first failure
+    #[arg(long)]
+    fail_fast: bool,
+    /// Execute every selected instance again, cached or not; differing bytes are reported
+    #[arg(long)]
+    force: bool,
+    /// Plain lines instead of progress bars
+    #[arg(long)]
+    plain: bool,
+    /// Show neither progress nor table
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl Run {
+    pub fn run(self, common: &Common) -> Outcome {
+        let project = Project::open(common, Access::Write)?;
+        let mut planner = project.planner(&self.only)?;
+        let plan = planner.plan()?;
+        let settings = Settings {
+            jobs: self.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from),
+            gpus: gpus(self.gpus.as_deref())?,
+            fail_fast: self.fail_fast,
+            force: self.force,
+            command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+        };
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = stop.clone();
+        ctrlc::set_handler(move || {
+            // A second Ctrl-C does not wait for order.
+            if flag.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+        })
+        .map_err(|e| CommandError::refused(format!("Ctrl-C cannot be caught: {e}"), None))?;
+        let mut reporter = Reporter::new(self.plain, self.quiet);
+        let program = project.pack.program.clone();
+        let summary = run::run(&mut planner, &plan, &program, &settings, &stop, &mut |event| reporter.take(&event))?;
+        reporter.finish();
+        let written = report::write(&project, &planner)?;
+        if !self.quiet {
+            if let (Some(written), true) = (&written, summary.failed.is_empty()) {
+                println!("\n{}", written.table.trim_end());
+            }
+            conclude(&summary);
+            if let Some(written) = &written {
+                println!("Report: {}", written.report.display());
+            }
+        }
+        Ok(match (summary.is_complete(), summary.cancelled) {
+            (true, _) => ExitCode::SUCCESS,
+            (_, true) => ExitCode::from(130),
+            _ => ExitCode::from(1),
+        })
+    }
+}
+
+fn conclude(summary: &Summary) {
+    let seconds = summary.took.as_secs_f64();
+    let mut parts = vec![format!("{} executed", summary.executed.len()), format!("{} cached", summary.cached)];
+    if !summary.failed.is_empty() {
+        parts.push(format!("{} failed", summary.failed.len()));
+    }
+    if summary.blocked > 0 {
+        parts.push(format!("{} blocked", summary.blocked));
+    }
+    let how = if summary.cancelled { "Stopped" } else { "Done" };
+    println!("\n{how} in {seconds:.1} s: {} ({}).", parts.join(", "), summary.run);
+    if !summary.failed.is_empty() {
+        let first = &summary.failed[0].0;
+        println!("{} failed; `siteline log '{first}'` shows the first's log.", count(summary.failed.len(), "instance"));
+    }
+}
+
+/// GPU indices that may be used.
+fn gpus(list: Option<&str>) -> Result<Vec<usize>, CommandError> {
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    let text = match (list, &visible) {
+        (Some(list), _) => list.to_owned(),
+        (None, Some(visible)) => visible.clone(),
+        (None, None) => {
+            let devices = (0..64).take_while(|i| std::path::Path::new(&format!("/dev/nvidia{i}")).exists());
+            return Ok(devices.collect());
+        }
+    };
+    text.split(',')
+        .filter(|part| !part.trim().is_empty())
+        .map(|part| {
+            let bad = || CommandError::request(format!("`{}` is not the index of a GPU", part.trim()), "write `--gpus 0,1`".to_owned());
+            part.trim().parse().map_err(|_| bad())
+        })
+        .collect()
+}

@@ -1,0 +1,46 @@
+//! `siteline schema`
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+
+use super::Outcome;
+use crate::args::Common;
+use crate::diagnostic::CommandError;
+use crate::project::open_pack;
+
+/// Print the JSON Schema of the manifest, for editors, or the parameters of a stage kind.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  siteline schema >siteline.schema.json\n  siteline schema --kinds\n  siteline schema --kind train")]
+pub struct Schema {
+    /// List the stage kinds
+    #[arg(long, conflicts_with = "kind")]
+    kinds: bool,
+    /// The inputs, outputs and parameters of one stage kind
+    #[arg(long, value_name = "KIND")]
+    kind: Option<String>,
+}
+
+impl Schema {
+    pub fn run(self, common: &Common) -> Outcome {
+        let show = |value: serde_json::Value| println!("{}", serde_json::to_string_pretty(&value).expect("a schema is JSON"));
+        if !self.kinds && self.kind.is_none() {
+            show(siteline_pipeline::manifest::json_schema());
+            return Ok(ExitCode::SUCCESS);
+        }
+        let pack = open_pack(common)?;
+        if self.kinds {
+            pack.kinds.iter().for_each(|kind| println!("{:24} {}", kind.name, kind.summary));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let name = self.kind.unwrap_or_default();
+        let kind = pack.kinds.iter().find(|kind| kind.name == name).ok_or_else(|| {
+            let known = pack.kinds.iter().map(|k| k.name.as_str());
+            let hint = siteline_pipeline::diagnostic::suggest(&name, "the stage kinds are", known);
+            CommandError::request(format!("there is no stage kind `{name}`"), hint)
+        })?;
+        show(json!({"kind": kind.name, "summary": kind.summary, "inputs": kind.inputs, "sources": kind.sources, "outputs": kind.outputs, "parameters": kind.params}));
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,43 @@
+//! `siteline verify`
+
+use std::process::ExitCode;
+
+use clap::Args;
+use siteline_cache::{Access, Store};
+
+use super::{Outcome, count};
+use crate::args::Common;
+use crate::project::Project;
+
+/// Rehash every object of the store. Damaged ones are set aside and named; what made them runs again when it is needed.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  siteline verify\n  siteline verify --rebuild    make the ledger anew from the records")]
+pub struct Verify {
+    /// Make the ledger anew from the records
+    #[arg(long)]
+    rebuild: bool,
+}
+
+impl Verify {
+    pub fn run(self, common: &Common) -> Outcome {
+        let project = Project::open(common, Access::Read)?;
+        let store = Store::open(project.store.root(), Access::Write)?;
+        if self.rebuild {
+            println!("The ledger was made anew from {}.", count(store.rebuild_ledger()?, "record"));
+        }
+        let verified = store.verify()?;
+        for damage in &verified.damage {
+            println!("damaged {}: {}", damage.digest.short(), damage.problem);
+            println!("  made by {}", damage.made_by.join(", "));
+            if let Some(path) = &damage.set_aside {
+                println!("  set aside as {}", path.display());
+            }
+        }
+        println!("{} hold ({:.1} MB).", count(verified.whole, "object"), verified.bytes as f64 / 1e6);
+        if verified.damage.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        println!("{} damaged; `siteline run` makes anew what is needed.", count(verified.damage.len(), "object"));
+        Ok(ExitCode::from(1))
+    }
+}

@@ -1,0 +1,163 @@
+//! Errors to text: the one place that renders them and decides exit codes.
+//!
+//! A message with its place, the offending line underlined, and at most one hint. Literals stand in backticks, so that all is
+//! readable without colour.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use siteline_cache::StoreError;
+use siteline_pipeline::diagnostic::{Diagnostic, Diagnostics};
+use siteline_pipeline::pack::PackError;
+use siteline_pipeline::run::RunError;
+
+/// Everything that ends a command early.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The manifest or its data are wrong.
+    #[error(transparent)]
+    Manifest(#[from] Diagnostics),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The stage kinds are not known.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// What was asked for does not exist or makes no sense.
+    #[error("{message}")]
+    Request {
+        /// What is wrong.
+        message: String,
+        /// What would mend it.
+        hint: Option<String>,
+    },
+    /// What was asked for was refused or failed.
+    #[error("{message}")]
+    Refused {
+        /// Why.
+        message: String,
+        /// What would mend it.
+        hint: Option<String>,
+    },
+    /// A file of the user's cannot be written or read.
+    #[error("failed to {action} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl CommandError {
+    /// A wrong request.
+    pub fn request(message: impl Into<String>, hint: impl Into<Option<String>>) -> Self {
+        Self::Request { message: message.into(), hint: hint.into() }
+    }
+
+    /// A refusal.
+    pub fn refused(message: impl Into<String>, hint: impl Into<Option<String>>) -> Self {
+        Self::Refused { message: message.into(), hint: hint.into() }
+    }
+
+    /// A file that cannot be used.
+    pub fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { action, path, source }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Request { hint, .. } | Self::Refused { hint, .. } => hint.clone(),
+            Self::Pack(PackError::Missing { .. }) => Some("build it with `make build`, or name it with `--worker FILE`".into()),
+            Self::Pack(PackError::Silent { reason, .. }) if reason.contains("shared libraries") => {
+                Some("libtorch is not where the worker was built against: run `make setup`".into())
+            }
+            Self::Pack(PackError::Version { .. }) => Some("build both from the same sources: `make build`".into()),
+            Self::Store(StoreError::InUse { .. }) => Some("wait until the run has ended".into()),
+            Self::Store(StoreError::Io { source, .. }) | Self::File { source, .. } => match source.kind() {
+                std::io::ErrorKind::StorageFull => Some("the disk is full; `siteline gc` shows what could go".into()),
+                std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+                    Some("the folder cannot be written; name another store with `--store DIR`".into())
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn code(&self) -> u8 {
+        match self {
+            Self::Manifest(_) | Self::Request { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+impl From<RunError> for CommandError {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Plan(diagnostics) => Self::Manifest(diagnostics),
+            RunError::Store(store) => Self::Store(store),
+        }
+    }
+}
+
+/// Shows an error on standard error and returns the exit code.
+pub fn show(error: &CommandError) -> ExitCode {
+    let renderer = match std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+        true => Renderer::styled(),
+        false => Renderer::plain(),
+    };
+    match error {
+        CommandError::Manifest(all) => {
+            for diagnostic in &all.list {
+                eprintln!("{}\n", excerpt(diagnostic, &renderer));
+            }
+            if all.list.len() > 1 {
+                eprintln!("{} errors", all.list.len());
+            }
+        }
+        other => {
+            eprintln!("{}", renderer.render(&[Group::with_title(Level::ERROR.primary_title(&other.to_string()))]));
+            if let Some(hint) = other.hint() {
+                eprintln!("hint: {hint}");
+            }
+        }
+    }
+    ExitCode::from(error.code())
+}
+
+/// One diagnostic with its place, the line, and a mark under the offending text.
+fn excerpt(diagnostic: &Diagnostic, renderer: &Renderer) -> String {
+    let path = shorten(&diagnostic.file);
+    let text = std::fs::read_to_string(&diagnostic.file).unwrap_or_default();
+    // A message of several lines has its heading on the first; the rest is shown below the excerpt.
+    let (title, rest) = diagnostic.message.split_once('\n').unwrap_or((&diagnostic.message, ""));
+    let title = Level::ERROR.primary_title(title);
+    let group = match &diagnostic.span {
+        Some(span) if span.end <= text.len() && text.is_char_boundary(span.start) && text.is_char_boundary(span.end) => {
+            let annotation = AnnotationKind::Primary.span(span.clone());
+            title.element(Snippet::source(&text).path(&path).annotation(annotation))
+        }
+        _ => Group::with_title(title),
+    };
+    let mut shown = renderer.render(&[group]);
+    if !rest.is_empty() {
+        shown.push_str(&format!("\n{rest}"));
+    }
+    if let Some(hint) = &diagnostic.hint {
+        shown.push_str(&format!("\nhint: {hint}"));
+    }
+    shown
+}
+
+/// A path relative to where the user stands, if it lies below.
+fn shorten(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here).unwrap_or(path).display().to_string()
+}

@@ -1,0 +1,56 @@
+//! Loss terms, one function an equation.
+
+use tch::{Kind, Reduction, Tensor};
+
+use crate::model::transformer::l2_normalise;
+
+/// L_seg: pixel cross-entropy (methods.md 1.6). `logits`: (B, 2, S, S); `masks`: (B, S, S), 0 or 1, whole numbers.
+pub fn segmentation(logits: &Tensor, masks: &Tensor) -> Tensor {
+    logits.cross_entropy_loss(masks, None::<&Tensor>, Reduction::Mean, -100, 0.0)
+}
+
+/// L_causal = || mean_n F_ca[n] - (1/M) sum_m t_{k,m} ||^2, both sides of unit length, summed over d, mean over the batch
+/// (methods.md 1.6; the norm and the reductions are inferred). `intervened`: (B, N, d); `targets`: (B, d), the row of each
+/// image's class in the mean over m of t.
+pub fn causal(intervened: &Tensor, targets: &Tensor) -> Tensor {
+    let pooled = intervened.mean_dim(Some([1i64].as_slice()), false, intervened.kind());
+    (l2_normalise(&pooled) - l2_normalise(targets)).square().sum_dim_intlist(-1, false, None::<Kind>).mean(None::<Kind>)
+}
+
+/// L_contrast = -log( exp(cos(F_vis, e_y) / tau) / sum_k exp(cos(F_vis, e_k) / tau) ), mean over the batch (methods.md
+/// 1.6). `visual`: (B, d), image-level; `classes`: (K, d); `labels`: (B), whole numbers. 0 where K = 1.
+pub fn contrastive(visual: &Tensor, classes: &Tensor, labels: &Tensor, tau: f64) -> Tensor {
+    let logits = l2_normalise(visual).matmul(&l2_normalise(classes).tr()) / tau;
+    logits.cross_entropy_loss(labels, None::<&Tensor>, Reduction::Mean, -100, 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn the_contrastive_loss_vanishes_for_one_class_and_keeps_its_range_for_five() {
+        tch::manual_seed(0);
+        let visual = Tensor::randn([7, 16], (Kind::Float, Device::Cpu));
+        let one = Tensor::randn([1, 16], (Kind::Float, Device::Cpu));
+        let labels = Tensor::zeros([7], (Kind::Int64, Device::Cpu));
+        assert!(contrastive(&visual, &one, &labels, 0.5).abs().double_value(&[]) < 1e-6);
+        // With tau = 0.5 and K = 5 the loss lies in [0.0707, 5.3909] (methods.md 1.6): cosines of 1 against -1.
+        let axis = Tensor::from_slice(&[1.0f32, 0.0]).view([1, 2]);
+        let texts = Tensor::cat(&[&axis, &-&axis, &-&axis, &-&axis, &-&axis], 0);
+        let label = Tensor::from_slice(&[0i64]);
+        let (least, most) = (contrastive(&axis, &texts, &label, 0.5), contrastive(&-&axis, &texts, &label, 0.5));
+        assert!((least.double_value(&[]) - 0.0707).abs() < 1e-4, "{least:?}");
+        assert!((most.double_value(&[]) - 5.3909).abs() < 1e-4, "{most:?}");
+    }
+
+    #[test]
+    fn the_causal_loss_is_zero_on_target_and_four_opposite_to_it() {
+        let target = Tensor::from_slice(&[3.0f32, 4.0]).view([1, 2]);
+        let at = |scale: f64| causal(&(&target * scale).view([1, 1, 2]).expand([1, 3, 2], false), &target).double_value(&[]);
+        assert!(at(2.0).abs() < 1e-6);
+        assert!((at(-1.0) - 4.0).abs() < 1e-5);
+    }
+}

@@ -1,0 +1,55 @@
+//! Methods: what each adds to the one trainer, and their registry.
+//!
+//! A method turns encoded features into what the head sees, and may add penalties to the segmentation loss. To add one:
+//! a file under `method/`, a variant of [`MethodName`] with its line in [`build`], a section in docs/methods.md, a test.
+//!
+//! This file is no part of any code fingerprint: it only says which method's file is at work, and the parameter `method`
+//! says that too. So a further method reruns nothing, and an edited one only its own trainings.
+
+pub mod contract;
+pub mod erm;
+pub mod mcdrl;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::nn;
+
+use self::contract::{Method, Sizes};
+use crate::error::Result;
+use crate::dictionary::Dictionary;
+
+/// The registered methods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MethodName {
+    /// Empirical risk minimisation: the baseline that all else is measured against.
+    Erm,
+    /// MCDRL: target region selection and causal intervention with a confounder dictionary.
+    Mcdrl,
+}
+
+/// Parameters of single methods; each group counts for its own method alone.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MethodParams {
+    /// Parameters of MCDRL.
+    pub mcdrl: mcdrl::Params,
+}
+
+/// Builds a method's parameters under `path`. With a dictionary its rows are taken from there, without one they are left
+/// to be filled from a checkpoint.
+///
+/// # Errors
+/// A method that needs a dictionary and has none.
+pub fn build(
+    name: MethodName,
+    params: &MethodParams,
+    path: &nn::Path,
+    sizes: &Sizes,
+    dictionary: Option<&Dictionary>,
+) -> Result<Box<dyn Method>> {
+    Ok(match name {
+        MethodName::Erm => Box::new(erm::Erm),
+        MethodName::Mcdrl => Box::new(mcdrl::Mcdrl::new(&params.mcdrl, path, sizes, dictionary)?),
+    })
+}

@@ -1,0 +1,339 @@
+//! The one training loop: batches balanced by site, the method's penalties, selection by validation on the sources.
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::nn::{self, OptimizerConfig};
+use tch::{Device, Kind, Tensor};
+
+use crate::checkpoint::{self, Tensors};
+use crate::error::{Result, StageError};
+use crate::features::FeatureSet;
+use crate::loss;
+use crate::method::{MethodName, mcdrl};
+use crate::metric::Counts;
+use crate::segmenter::Segmenter;
+
+/// Which epoch's weights are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selection {
+    /// The best mean over sources of the Dice on their validation images (DomainBed's training-domain validation).
+    #[default]
+    TrainingValidation,
+    /// The last.
+    Last,
+}
+
+/// How the learning rate goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LrSchedule {
+    /// Down to 0 along half a cosine.
+    #[default]
+    Cosine,
+    /// The same throughout.
+    Constant,
+}
+
+/// Parameters of `train`: the loop's and the model's, the same for every method, and a group for each method that has
+/// its own.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// The method; the baseline if nothing is said.
+    pub method: MethodName,
+    /// Seed of initial values and of the order of samples.
+    pub seed: u64,
+    /// Passes over the training images: 50 in MCDRL's paper.
+    #[schemars(range(min = 1))]
+    pub epochs: usize,
+    /// Images a step, as many from each site; rounded up to a multiple of the number of sites.
+    #[schemars(range(min = 1))]
+    pub batch: usize,
+    /// Initial learning rate of AdamW: 0.005 in MCDRL's paper, here for new layers only, as the encoder is frozen.
+    #[schemars(range(min = 0.0))]
+    pub lr: f64,
+    /// Decoupled weight decay.
+    #[schemars(range(min = 0.0))]
+    pub weight_decay: f64,
+    /// How the learning rate goes.
+    pub lr_schedule: LrSchedule,
+    /// Gradients are scaled down to this Euclidean norm; 0 leaves them.
+    #[schemars(range(min = 0.0))]
+    pub clip_norm: f64,
+    /// Which epoch's weights are kept.
+    pub selection: Selection,
+    /// Whether frozen features pass a trainable adapter (a residual MLP that starts as the identity).
+    pub adapter: bool,
+    /// Whether each feature vector is brought to unit root mean square before all else.
+    pub normalise: bool,
+    /// Channels inside the segmentation head.
+    #[schemars(range(min = 4))]
+    pub head_width: i64,
+    /// Parameters of MCDRL; they count for it alone.
+    pub mcdrl: mcdrl::Params,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            method: MethodName::Erm,
+            seed: 0,
+            epochs: 50,
+            batch: 16,
+            lr: 0.005,
+            weight_decay: 0.01,
+            lr_schedule: LrSchedule::Cosine,
+            clip_norm: 1.0,
+            selection: Selection::TrainingValidation,
+            adapter: true,
+            normalise: true,
+            head_width: 256,
+            mcdrl: mcdrl::Params::default(),
+        }
+    }
+}
+
+/// What one epoch came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct EpochRow {
+    /// Counts from 1.
+    pub epoch: usize,
+    /// Mean segmentation loss.
+    pub segmentation: f64,
+    /// Mean causal loss, unweighted; absent while the method has none.
+    pub causal: Option<f64>,
+    /// Mean contrastive loss, unweighted; absent where the method has none.
+    pub contrast: Option<f64>,
+    /// Mean over sources of the mean Dice of their validation images; absent without any.
+    pub validation_dice: Option<f64>,
+}
+
+/// Trains a model on the training samples of `sites` and leaves the selected weights in it. Returns one row an epoch and
+/// the selected epoch.
+///
+/// # Errors
+/// No training sample, a loss that is not a number.
+pub fn train(
+    model: &mut Segmenter,
+    params: &Params,
+    sites: &[FeatureSet],
+    progress: &dyn Fn(usize, &EpochRow),
+) -> Result<(Vec<EpochRow>, usize)> {
+    let device = model.store.device();
+    let mut sampler = Sampler::new(params, sites)?;
+    let labels = sites.iter().map(|site| labels(model, site)).collect::<Result<Vec<_>>>()?;
+    let optimiser = nn::AdamW { wd: params.weight_decay, ..Default::default() };
+    let mut optimiser = optimiser.build(&model.store, params.lr)?;
+    let steps = sampler.steps_per_epoch();
+    let mut rows: Vec<EpochRow> = Vec::new();
+    let mut best: Option<(f64, usize, Tensors)> = None;
+    for epoch in 1..=params.epochs {
+        let mut sums = Sums::default();
+        for step in 0..steps {
+            if params.lr_schedule == LrSchedule::Cosine {
+                let done = ((epoch - 1) * steps + step) as f64 / (params.epochs * steps) as f64;
+                optimiser.set_lr(params.lr * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()));
+            }
+            let batch = gather(sites, &labels, &sampler.next_batch(), device);
+            let encoded = model.encode(&batch.pooled, &batch.dense);
+            let represented = model.method.represent(&encoded, Some(epoch));
+            let mut total = loss::segmentation(&model.decode(&represented), &batch.masks);
+            sums.segmentation += total.double_value(&[]);
+            for penalty in model.method.penalties(&encoded, &represented, batch.labels.as_ref()) {
+                sums.add(penalty.name, penalty.value.double_value(&[]));
+                total += penalty.value * penalty.weight;
+            }
+            if !total.double_value(&[]).is_finite() {
+                return Err(StageError::Request(format!("the loss is not a number any more in epoch {epoch}; lower `lr`")));
+            }
+            match params.clip_norm > 0.0 {
+                true => optimiser.backward_step_clip_norm(&total, params.clip_norm),
+                false => optimiser.backward_step(&total),
+            }
+        }
+        model.method.trained_until(epoch);
+        let validation_dice = validate(model, sites);
+        let row = sums.row(epoch, steps, validation_dice);
+        progress(epoch, &row);
+        rows.push(row);
+        let selects = params.selection == Selection::TrainingValidation && validation_dice.is_some();
+        let score = if selects { validation_dice.unwrap_or(0.0) } else { epoch as f64 };
+        if best.as_ref().is_none_or(|(top, ..)| score > *top) {
+            let copy = checkpoint::of_store(&model.store).into_iter().map(|(name, t)| (name, t.copy().detach())).collect();
+            best = Some((score, epoch, copy));
+        }
+    }
+    let (_, epoch, weights) = best.ok_or_else(|| StageError::Request("`epochs` must be at least 1".into()))?;
+    checkpoint::fill(&mut model.store, &weights, std::path::Path::new("the selected weights"))?;
+    model.config.epoch = epoch;
+    model.method.trained_until(epoch);
+    Ok((rows, epoch))
+}
+
+/// Indices of each sample's class in the dictionary; `None` for a model that knows no classes.
+fn labels(model: &Segmenter, site: &FeatureSet) -> Result<Option<Vec<i64>>> {
+    let classes = &model.config.classes;
+    if classes.is_empty() {
+        return Ok(None);
+    }
+    let of = |(id, class): (&String, &Option<String>)| {
+        let class = class.as_ref().ok_or_else(|| {
+            StageError::Request(format!("`{id}` of the site `{}` has no class, which the method's losses need: give the site a `class`", site.site))
+        })?;
+        let place = classes.iter().position(|known| known == class).ok_or_else(|| {
+            let list = classes.join(", ");
+            StageError::Request(format!("the class `{class}` of `{id}` (site `{}`) is not in the dictionary, which has {list}", site.site))
+        })?;
+        Ok(place as i64)
+    };
+    site.ids.iter().zip(&site.classes).map(of).collect::<Result<Vec<_>>>().map(Some)
+}
+
+struct Batch {
+    pooled: Tensor,
+    dense: Tensor,
+    masks: Tensor,
+    labels: Option<Tensor>,
+}
+
+/// `chosen`: samples of each site.
+fn gather(sites: &[FeatureSet], labels: &[Option<Vec<i64>>], chosen: &[Vec<i64>], device: Device) -> Batch {
+    let of = |take: &dyn Fn(&FeatureSet) -> &Tensor| {
+        let parts: Vec<Tensor> =
+            sites.iter().zip(chosen).map(|(site, rows)| take(site).index_select(0, &Tensor::from_slice(rows))).collect();
+        Tensor::cat(&parts, 0).to_device(device)
+    };
+    let all_labels: Option<Vec<i64>> = labels
+        .iter()
+        .zip(chosen)
+        .map(|(labels, rows)| labels.as_ref().map(|labels| rows.iter().map(|row| labels[*row as usize]).collect::<Vec<_>>()))
+        .collect::<Option<Vec<_>>>()
+        .map(|parts| parts.concat());
+    Batch {
+        pooled: of(&|site| &site.pooled),
+        dense: of(&|site| &site.dense),
+        masks: of(&|site| &site.masks).to_kind(Kind::Int64),
+        labels: all_labels.map(|labels| Tensor::from_slice(&labels).to_device(device)),
+    }
+}
+
+/// Draws as many samples from each site for every step; each site goes through its samples in an order of its own, which is
+/// drawn anew when all were used.
+struct Sampler {
+    per_site: usize,
+    sites: Vec<SiteOrder>,
+}
+
+struct SiteOrder {
+    rng: ChaCha8Rng,
+    samples: Vec<i64>,
+    next: usize,
+}
+
+impl Sampler {
+    fn new(params: &Params, sites: &[FeatureSet]) -> Result<Self> {
+        let order = |site: &FeatureSet| {
+            let samples: Vec<i64> = (0..site.ids.len() as i64).filter(|i| !site.validates[*i as usize]).collect();
+            if samples.is_empty() {
+                return Err(StageError::Request(format!("the site `{}` has no training sample", site.site)));
+            }
+            // Named by the site, so that a further site leaves the order of the others alone.
+            let seed = siteline_cache::Digest::of_bytes(format!("order\0{}\0{}", params.seed, site.site).as_bytes());
+            Ok(SiteOrder { rng: ChaCha8Rng::from_seed(*seed.as_bytes()), next: samples.len(), samples })
+        };
+        let sites = sites.iter().map(order).collect::<Result<Vec<_>>>()?;
+        if sites.is_empty() {
+            return Err(StageError::Request("there is no site to train on".into()));
+        }
+        Ok(Self { per_site: params.batch.div_ceil(sites.len()), sites })
+    }
+
+    fn steps_per_epoch(&self) -> usize {
+        let samples: usize = self.sites.iter().map(|site| site.samples.len()).sum();
+        samples.div_ceil(self.per_site * self.sites.len())
+    }
+
+    fn next_batch(&mut self) -> Vec<Vec<i64>> {
+        let per_site = self.per_site;
+        self.sites.iter_mut().map(|site| (0..per_site).map(|_| site.next()).collect()).collect()
+    }
+}
+
+impl SiteOrder {
+    fn next(&mut self) -> i64 {
+        if self.next == self.samples.len() {
+            self.samples.shuffle(&mut self.rng);
+            self.next = 0;
+        }
+        self.next += 1;
+        self.samples[self.next - 1]
+    }
+}
+
+/// Mean over sites of the mean Dice of their validation images.
+fn validate(model: &Segmenter, sites: &[FeatureSet]) -> Option<f64> {
+    let means: Vec<f64> = sites
+        .iter()
+        .filter_map(|site| {
+            let rows: Vec<i64> = (0..site.ids.len() as i64).filter(|i| site.validates[*i as usize]).collect();
+            let counts = score(model, site, &rows);
+            let dice: Vec<f64> = counts.iter().map(Counts::dice).collect();
+            (!dice.is_empty()).then(|| dice.iter().sum::<f64>() / dice.len() as f64)
+        })
+        .collect();
+    (!means.is_empty()).then(|| means.iter().sum::<f64>() / means.len() as f64)
+}
+
+/// Counts of the model's predictions for some samples of a site, in their order.
+pub fn score(model: &Segmenter, site: &FeatureSet, rows: &[i64]) -> Vec<Counts> {
+    let device = model.store.device();
+    let mut counts = Vec::with_capacity(rows.len());
+    for chunk in rows.chunks(32) {
+        let index = Tensor::from_slice(chunk);
+        let of = |tensor: &Tensor| tensor.index_select(0, &index).to_device(device);
+        let predicted = model.predict(&of(&site.pooled), &of(&site.dense));
+        let truth = of(&site.masks).to_kind(Kind::Bool);
+        let sum = |both: Tensor| -> Vec<i64> {
+            let sums = both.sum_dim_intlist([1i64, 2].as_slice(), false, Kind::Int64).to_device(Device::Cpu);
+            Vec::<i64>::try_from(sums).expect("sums are whole numbers in one row")
+        };
+        let (missed, outside) = (predicted.logical_not(), truth.logical_not());
+        let all = [
+            sum(predicted.logical_and(&truth)),
+            sum(predicted.logical_and(&outside)),
+            sum(missed.logical_and(&truth)),
+            sum(missed.logical_and(&outside)),
+        ];
+        counts.extend((0..chunk.len()).map(|i| Counts { tp: all[0][i], fp: all[1][i], r#fn: all[2][i], tn: all[3][i] }));
+    }
+    counts
+}
+
+#[derive(Default)]
+struct Sums {
+    segmentation: f64,
+    causal: Option<f64>,
+    contrast: Option<f64>,
+}
+
+impl Sums {
+    fn add(&mut self, name: &str, value: f64) {
+        let slot = if name == "causal" { &mut self.causal } else { &mut self.contrast };
+        *slot = Some(slot.unwrap_or(0.0) + value);
+    }
+
+    fn row(&self, epoch: usize, steps: usize, validation_dice: Option<f64>) -> EpochRow {
+        let mean = |sum: f64| sum / steps as f64;
+        EpochRow {
+            epoch,
+            segmentation: mean(self.segmentation),
+            causal: self.causal.map(mean),
+            contrast: self.contrast.map(mean),
+            validation_dice,
+        }
+    }
+}

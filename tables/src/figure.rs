@@ -1,0 +1,56 @@
+//! Bar charts of a results table as SVG: one chart a column, one bar a row, whiskers for the spread.
+
+use std::fmt::Write as _;
+
+use crate::ResultsTable;
+
+/// Fill colours of the rows, told apart also without colour vision (after Okabe and Ito 2008).
+pub const COLOURS: [&str; 8] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#777777"];
+
+const WIDTH: f64 = 360.0;
+const BAR: f64 = 26.0;
+const GAP: f64 = 8.0;
+const LEFT: f64 = 110.0;
+const RIGHT: f64 = 60.0;
+const TOP: f64 = 30.0;
+
+/// A chart of one column, of the table's first metric; the axis runs from 0 to 100 percent.
+pub fn bars(table: &ResultsTable, column: &str) -> String {
+    let metric = table.metrics[0];
+    let height = TOP + table.rows.len() as f64 * (BAR + GAP) + 24.0;
+    let scale = (WIDTH - LEFT - RIGHT) / 100.0;
+    let mut svg = String::new();
+    let mut put = |text: String| writeln!(svg, "{text}").expect("writing to a string");
+    put(format!(
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" font-family="system-ui, sans-serif" font-size="12" role="img" aria-label="{} of {}">"#,
+        metric.title(),
+        xml(column)
+    ));
+    put(format!(r#"<text x="{LEFT}" y="18" font-weight="600">{} · {} (%)</text>"#, xml(column), metric.title()));
+    for tick in [0.0, 25.0, 50.0, 75.0, 100.0] {
+        let x = LEFT + tick * scale;
+        put(format!(r##"<line x1="{x:.1}" x2="{x:.1}" y1="{TOP}" y2="{:.1}" stroke="#ddd"/>"##, height - 22.0));
+        put(format!(r##"<text x="{x:.1}" y="{:.1}" text-anchor="middle" fill="#666" font-size="10">{tick}</text>"##, height - 8.0));
+    }
+    for (index, row) in table.rows.iter().enumerate() {
+        let y = TOP + index as f64 * (BAR + GAP) + GAP / 2.0;
+        let middle = y + BAR / 2.0;
+        put(format!(r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{}</text>"#, LEFT - 8.0, middle + 4.0, xml(&row.join(" · "))));
+        let Some(cell) = table.cell(metric, row, column) else { continue };
+        let (mean, std) = (cell.mean * 100.0, cell.std.unwrap_or(0.0) * 100.0);
+        let end = LEFT + mean * scale;
+        let colour = COLOURS[index % COLOURS.len()];
+        put(format!(r#"<rect x="{LEFT}" y="{y:.1}" width="{:.1}" height="{BAR}" fill="{colour}" rx="2"/>"#, mean * scale));
+        let (low, high) = (LEFT + (mean - std).max(0.0) * scale, LEFT + (mean + std).min(100.0) * scale);
+        if cell.std.is_some() {
+            put(format!(r##"<path d="M{low:.1} {middle:.1}H{high:.1}M{low:.1} {:.1}v8M{high:.1} {:.1}v8" stroke="#222" fill="none"/>"##, middle - 4.0, middle - 4.0));
+        }
+        put(format!(r#"<text x="{:.1}" y="{:.1}">{mean:.digits$}</text>"#, end.max(high) + 6.0, middle + 4.0, digits = table.decimals));
+    }
+    put("</svg>".to_owned());
+    svg
+}
+
+fn xml(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
