@@ -37,6 +37,7 @@ pub struct Manifest {
     #[serde(default)]
     pub params: IndexMap<String, String>,
     /// The sites, by name.
+    #[serde(default)]
     pub sites: IndexMap<String, Site>,
     /// Pre-trained encoders, by the names that the `backbone` axis uses.
     #[serde(default)]

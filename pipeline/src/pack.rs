@@ -38,6 +38,12 @@ pub enum PackError {
         /// What it or the system said.
         reason: String,
     },
+    /// What it was asked for could not be done.
+    #[error("{message}")]
+    Failed {
+        /// What it said.
+        message: String,
+    },
     /// The program speaks another version of the protocol.
     #[error("the worker {} speaks version {found} of the stage protocol; this siteline speaks {}", program.display(), protocol::VERSION)]
     Version {
@@ -129,5 +135,42 @@ fn keep(beside: &Path, description: &Description) {
         if file.write_all(&text).is_ok() {
             let _ = file.persist(beside);
         }
+    }
+}
+
+impl Pack {
+    /// Has one request carried out outside any store, by a worker of its own.
+    ///
+    /// # Errors
+    /// A worker that does not start, and what the stage said when it failed.
+    pub fn carry_out(&self, request: protocol::RunRequest, tell: &mut dyn FnMut(&Reply)) -> Result<(), PackError> {
+        let silent = |reason: String| PackError::Silent { program: self.program.clone(), reason };
+        let mut child = Command::new(&self.program)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|e| silent(e.to_string()))?;
+        let line = serde_json::to_string(&Request::Run(Box::new(request))).expect("a request is JSON");
+        // The worker lives as long as its standard input: it is held until the answer is there.
+        let mut stdin = child.stdin.take();
+        if let Some(stdin) = &mut stdin {
+            writeln!(stdin, "{line}").map_err(|e| silent(e.to_string()))?;
+        }
+        let stdout = child.stdout.take().ok_or_else(|| silent("it has no standard output".into()))?;
+        let mut result = Err(silent("it ended without an answer".into()));
+        for line in std::io::BufRead::lines(std::io::BufReader::new(stdout)) {
+            let line = line.map_err(|e| silent(e.to_string()))?;
+            let Ok(reply) = serde_json::from_str::<Reply>(&line) else { continue };
+            tell(&reply);
+            match reply {
+                Reply::Done { .. } => result = Ok(()),
+                Reply::Failed { message } => result = Err(PackError::Failed { message }),
+                _ => continue,
+            }
+            break;
+        }
+        drop(stdin);
+        let _ = child.wait();
+        result
     }
 }

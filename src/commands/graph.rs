@@ -37,7 +37,7 @@ impl Graph {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
         let planner = project.planner(&self.only)?;
-        let name = |node| {
+        let name = |node: siteline_pipeline::NodeIndex| {
             let instance = &planner.graph.dag[node];
             if self.instances { instance.name.clone() } else { instance.stage.clone() }
         };

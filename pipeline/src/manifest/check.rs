@@ -39,8 +39,10 @@ impl Checker<'_> {
 
     fn top(&mut self) {
         let manifest = &self.loaded.manifest;
-        if manifest.sites.is_empty() {
-            self.add(self.span(&["sites"]), "`sites` is empty".into(), Some("name at least one site".into()));
+        let wants_sites = |stage: &Stage| stage.per.iter().any(|axis| axis == "site");
+        if let (true, Some(name)) = (manifest.sites.is_empty(), manifest.stages.iter().find(|(_, s)| wants_sites(s)).map(|(n, _)| n)) {
+            let message = format!("the stage `{name}` is repeated per site, but `sites` has none");
+            self.add(self.span(&["stages", name, "per"]), message, Some("name at least one site".into()));
         }
         if !is_name(&manifest.name) {
             self.add(
@@ -170,8 +172,9 @@ impl Checker<'_> {
         }
         let mut places = vec![vec!["stages".to_owned(), name.to_owned(), "with".to_owned()]];
         for index in 0..stage.overrides.len() {
+            let when = &stage.overrides[index].when;
             let index = index.to_string();
-            self.condition(&stage.overrides[places.len() - 1].when, &["stages", name, "overrides", &index, "when"], &stage.per);
+            self.condition(when, &["stages", name, "overrides", &index, "when"], &stage.per);
             places.push(vec!["stages".into(), name.into(), "overrides".into(), index, "with".into()]);
         }
         for place in places {

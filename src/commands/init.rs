@@ -1,0 +1,57 @@
+//! `siteline init`
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{Outcome, phantoms};
+use crate::args::Common;
+use crate::diagnostic::CommandError;
+use crate::project::open_pack;
+
+/// Write a small project that runs as it stands: three phantom sites, a small CLIP, ERM against MCDRL.
+///
+/// Replace the phantom sites by your own in `siteline.yaml`, and the CLIP by published weights.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  siteline init my-study && cd my-study && siteline run")]
+pub struct Init {
+    /// The project's folder; it may exist, but no file of the project may
+    #[arg(default_value = ".")]
+    dir: PathBuf,
+}
+
+/// What a project consists of.
+const FILES: [(&str, &[u8]); 5] = [
+    ("siteline.yaml", include_bytes!("init/siteline.yaml")),
+    ("sites.yaml", include_bytes!("init/sites.yaml")),
+    (".gitignore", b".siteline/\nresults/\n"),
+    ("prompts.yaml", include_bytes!("../../manifests/prompts/endoscopy.yaml")),
+    ("weights/phantom-clip.safetensors", include_bytes!("../../weights/phantom-clip.safetensors")),
+];
+
+impl Init {
+    pub fn run(self, common: &Common) -> Outcome {
+        if let Some((name, _)) = FILES.iter().find(|(name, _)| self.dir.join(name).exists()) {
+            let path = self.dir.join(name);
+            let hint = "name another folder: `siteline init DIR`".to_owned();
+            return Err(CommandError::refused(format!("{} is there already", path.display()), hint));
+        }
+        let pack = open_pack(common)?;
+        for (name, content) in FILES {
+            let path = self.dir.join(name);
+            let folder = path.parent().unwrap_or(Path::new("."));
+            std::fs::create_dir_all(folder).map_err(CommandError::file("create", folder))?;
+            std::fs::write(&path, content).map_err(CommandError::file("write", &path))?;
+        }
+        phantoms::draw(&pack, &self.dir.join("sites.yaml"), &self.dir.join("data"), false)?;
+        println!("A project is in {}. What to try next:", self.dir.display());
+        if self.dir != Path::new(".") {
+            println!("  cd {}", self.dir.display());
+        }
+        println!("  siteline plan     what would run");
+        println!("  siteline run      run it; tables and a report appear in results/");
+        println!("Then put your own sites into siteline.yaml.");
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,166 @@
+//! `siteline trace`
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+use siteline_cache::{Access, Digest};
+use siteline_pipeline::lineage::Lineage;
+
+use super::{Outcome, count};
+use crate::args::Common;
+use crate::diagnostic::CommandError;
+use crate::project::Project;
+use crate::report::results::{Cell, Cells, find_tables};
+
+/// Walk from one number of the table back to everything that it depends on.
+///
+/// The per-image scores, the checkpoint, the prompts, the weights, the digest of each raw image, the code's fingerprint, the seed
+/// and the environment.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  siteline trace method=mcdrl,held_out=C\n  siteline trace method=erm,held_out=average --metric iou\n  siteline trace method=mcdrl,held_out=C -v       every raw file\n  siteline trace method=mcdrl,held_out=C --json")]
+pub struct Trace {
+    /// The number, by its row and column: `method=mcdrl,held_out=C`
+    cell: String,
+    /// The metric [default: the table's first]
+    #[arg(long)]
+    metric: Option<String>,
+    /// List every raw file with its digest
+    #[arg(short, long)]
+    verbose: bool,
+    /// As JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+impl Trace {
+    pub fn run(self, common: &Common) -> Outcome {
+        let project = Project::open(common, Access::Read)?;
+        let mut planner = project.planner(&[])?;
+        let plan = planner.plan()?;
+        let tables = find_tables(&planner, &plan)?;
+        let Some(table) = tables.first() else {
+            let hint = "`siteline run` makes it; `siteline plan` shows what is missing".to_owned();
+            return Err(CommandError::refused("there is no results table that is up to date", hint));
+        };
+        let cell = find(&table.cells, &self.cell, self.metric.as_deref())?;
+        let mut lineages: Vec<Lineage> = Vec::new();
+        for (_, record) in table.scores(&planner, &plan, cell) {
+            lineages.push(Lineage::of(&project.store, record));
+        }
+        if self.json {
+            let all = json!({"cell": cell, "table": {"instance": table.record.instance, "key": table.record.key}, "scores": lineages});
+            println!("{}", serde_json::to_string_pretty(&all).expect("a lineage is JSON"));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let address: Vec<_> = table.cells.address(cell).into_iter().map(|(axis, value)| format!("{axis}={value}")).collect();
+        println!("{} {}  {}", cell.metric, table.cells.text(cell), address.join(", "));
+        println!("  {} of {}, in {}", count(cell.runs, "run"), count(cell.images, "image"), table.record.instance);
+        println!("  table {}  key {}", table.record.outputs[0].digest.short(), table.record.key.short());
+        let mut tree = Tree { verbose: self.verbose, shown: BTreeMap::new() };
+        for (index, lineage) in lineages.iter().enumerate() {
+            tree.show("scores", lineage, "", index + 1 == lineages.len());
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The cell of an address.
+fn find<'c>(cells: &'c Cells, address: &str, metric: Option<&str>) -> Result<&'c Cell, CommandError> {
+    let metric = metric.map_or_else(|| cells.metrics[0].clone(), str::to_lowercase);
+    if !cells.metrics.contains(&metric) {
+        let hint = siteline_pipeline::diagnostic::suggest(&metric, "the metrics are", cells.metrics.iter().map(String::as_str));
+        return Err(CommandError::request(format!("the table has no metric `{metric}`"), hint));
+    }
+    let wanted = address
+        .trim_matches(|c| c == '[' || c == ']')
+        .split(',')
+        .map(|part| part.split_once('=').map(|(axis, value)| (axis.trim(), value.trim())))
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| {
+            let example = cells.cells.first().map(|cell| cells.address(cell)).unwrap_or_default();
+            let example: Vec<_> = example.into_iter().map(|(axis, value)| format!("{axis}={value}")).collect();
+            CommandError::request(format!("`{address}` is no address of a number"), format!("write `{}`", example.join(",")))
+        })?;
+    let fits = |cell: &&Cell| {
+        let own = cells.address(cell);
+        cell.metric == metric && wanted.iter().all(|(axis, value)| own.get(*axis).is_some_and(|v| v == value))
+    };
+    let fitting: Vec<_> = cells.cells.iter().filter(fits).collect();
+    match fitting.as_slice() {
+        [one] => Ok(one),
+        found => {
+            let what = if found.is_empty() { "no number" } else { "several numbers" };
+            let values = |axis: &String| {
+                let mut all: Vec<_> = cells.cells.iter().filter_map(|c| cells.address(c).remove(axis)).collect();
+                all.sort();
+                all.dedup();
+                format!("{axis} is one of {}", all.join(", "))
+            };
+            let hint: Vec<_> = cells.row_axes.iter().chain([&cells.column_axis]).map(values).collect();
+            Err(CommandError::request(format!("`{address}` means {what} of the table"), hint.join("; ")))
+        }
+    }
+}
+
+/// Draws a lineage; what was shown before is named only.
+struct Tree {
+    verbose: bool,
+    shown: BTreeMap<Digest, String>,
+}
+
+impl Tree {
+    fn show(&mut self, input: &str, lineage: &Lineage, indent: &str, last: bool) {
+        let (branch, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+        println!("{indent}{branch}{input}: {}  key {}", lineage.instance, lineage.key.short());
+        self.shown.insert(lineage.key, lineage.instance.clone());
+        let indent = format!("{indent}{below}");
+        for line in self.facts(lineage) {
+            println!("{indent}│  {line}");
+        }
+        let count = lineage.inputs.len();
+        for (index, fact) in lineage.inputs.iter().enumerate() {
+            let last = index + 1 == count;
+            match &fact.made_by {
+                Some(lineage) if !self.shown.contains_key(&lineage.key) => self.show(&fact.input, lineage, &indent, last),
+                _ => {
+                    let name = self.shown.get(&fact.key).map_or("an execution that is gone", String::as_str);
+                    println!("{indent}{}{}: {name}  key {} (shown above)", if last { "└─ " } else { "├─ " }, fact.input, fact.key.short());
+                }
+            }
+        }
+    }
+
+    fn facts(&self, lineage: &Lineage) -> Vec<String> {
+        let mut facts = Vec::new();
+        for output in lineage.outputs.iter().filter(|o| self.verbose || !o.path.contains('/')) {
+            facts.push(format!("made   {} {} ({} bytes)", output.path, output.digest.short(), output.size));
+        }
+        for (name, value) in &lineage.metrics {
+            facts.push(format!("metric {name} = {value}"));
+        }
+        let params = serde_json::to_string(&lineage.params).unwrap_or_default();
+        facts.push(format!("params {params}"));
+        let code: Vec<_> = lineage.code.iter().map(|(name, f)| format!("{name} {}", f.get(..12).unwrap_or(f))).collect();
+        let libraries: Vec<_> = lineage.libraries.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        facts.push(format!("code   {}", code.join(", ")));
+        if !libraries.is_empty() {
+            facts.push(format!("with   {}", libraries.join(", ")));
+        }
+        let at: Vec<_> = lineage.environment.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        facts.push(format!("ran    in {} on {}", lineage.run, at.join(", ")));
+        let mut by_role: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        for source in &lineage.sources {
+            *by_role.entry((&source.source, &source.role)).or_default() += 1;
+            if self.verbose || lineage.sources.len() <= 3 {
+                facts.push(format!("read   {} {} {} {}", source.role, source.label, source.digest, source.path));
+            }
+        }
+        if !self.verbose && lineage.sources.len() > 3 {
+            let all: Vec<_> = by_role.iter().map(|((_, role), n)| count(*n, role)).collect();
+            facts.push(format!("read   {} (each with its digest by `-v` or `--json`)", all.join(", ")));
+        }
+        facts
+    }
+}
