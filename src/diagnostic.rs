@@ -73,7 +73,9 @@ impl CommandError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Request { hint, .. } | Self::Refused { hint, .. } => hint.clone(),
-            Self::Pack(PackError::Missing { .. }) => Some("build it with `make build`, or name it with `--worker FILE`".into()),
+            Self::Pack(PackError::Missing { .. }) => {
+                Some("build it with `make build`, or name it with `--worker FILE`".into())
+            }
             Self::Pack(PackError::Silent { reason, .. }) if reason.contains("shared libraries") => {
                 Some("libtorch is not where the worker was built against: run `make setup`".into())
             }
@@ -123,7 +125,7 @@ pub fn show(error: &CommandError) -> ExitCode {
             }
         }
         other => {
-            eprintln!("{}", renderer.render(&[Group::with_title(Level::ERROR.primary_title(&other.to_string()))]));
+            eprintln!("{}", renderer.render(&[Group::with_title(Level::ERROR.primary_title(other.to_string()))]));
             if let Some(hint) = other.hint() {
                 eprintln!("hint: {hint}");
             }
@@ -140,7 +142,9 @@ fn excerpt(diagnostic: &Diagnostic, renderer: &Renderer) -> String {
     let (title, rest) = diagnostic.message.split_once('\n').unwrap_or((&diagnostic.message, ""));
     let title = Level::ERROR.primary_title(title);
     let group = match &diagnostic.span {
-        Some(span) if span.end <= text.len() && text.is_char_boundary(span.start) && text.is_char_boundary(span.end) => {
+        Some(span)
+            if span.end <= text.len() && text.is_char_boundary(span.start) && text.is_char_boundary(span.end) =>
+        {
             let annotation = AnnotationKind::Primary.span(span.clone());
             title.element(Snippet::source(&text).path(&path).annotation(annotation))
         }

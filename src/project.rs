@@ -35,7 +35,9 @@ impl Project {
         let overrides = common
             .overrides
             .iter()
-            .map(|text| Override::parse(text).map_err(|message| CommandError::request(format!("--set: {message}"), None)))
+            .map(|text| {
+                Override::parse(text).map_err(|message| CommandError::request(format!("--set: {message}"), None))
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let loaded = manifest::load(&path, &overrides, &pack.kinds)?;
         let root = common.store.clone().unwrap_or_else(|| loaded.root.join(".siteline"));

@@ -8,7 +8,8 @@ mod stages;
 
 use std::path::{Path, PathBuf};
 
-use siteline_pipeline::plan::Planner;
+use siteline_pipeline::NodeIndex;
+use siteline_pipeline::plan::{Planner, State};
 use siteline_pipeline::protocol::Purpose;
 
 use crate::diagnostic::CommandError;
@@ -17,34 +18,47 @@ use crate::project::Project;
 /// What was written.
 pub struct Written {
     /// The first table, for the screen.
-    pub table: String,
+    pub table: Option<String>,
     /// Where the report lies.
-    pub report: PathBuf,
+    pub report: Option<PathBuf>,
+    /// The results folder.
+    pub folder: PathBuf,
 }
 
-/// Writes the results of all tables that are up to date; nothing if there is none.
-pub fn write(project: &Project, planner: &Planner) -> Result<Option<Written>, CommandError> {
+/// Puts every result that is up to date into the results folder, and the report where there is a table.
+pub fn write(project: &Project, planner: &Planner) -> Result<Written, CommandError> {
     // Looked up anew: the run has just changed what is in the store.
     let mut planner = Planner::new(planner.loaded, planner.kinds, planner.store, &[])?;
     let plan = planner.plan()?;
-    let tables = results::find_tables(&planner, &plan)?;
-    let Some(first) = tables.first() else { return Ok(None) };
     let folder = project.results();
-    for table in &tables {
-        let target = if tables.len() == 1 { folder.clone() } else { folder.join(&table.stage) };
-        let wanted = planner.kind(table.node).outputs.iter().filter(|output| output.purpose == Purpose::Result);
+    for node in planner.graph.order.iter().copied() {
+        let State::Cached(record) = plan.state(node) else { continue };
+        let target = folder_of(&planner, &folder, node);
+        let wanted = planner.kind(node).outputs.iter().filter(|output| output.purpose == Purpose::Result);
         for output in wanted {
             let of = |path: &str| path == output.path || (output.path.ends_with('/') && path.starts_with(&output.path));
-            for file in table.record.outputs.iter().filter(|file| of(&file.path)) {
+            for file in record.outputs.iter().filter(|file| of(&file.path)) {
                 put(&target.join(&file.path), &project.store.read(&file.digest)?)?;
             }
         }
     }
+    let tables = results::find_tables(&planner, &plan)?;
+    let Some(first) = tables.first() else { return Ok(Written { table: None, report: None, folder }) };
     let html = page::render(&planner, &plan, &tables)?;
     let report = folder.join("report.html");
     put(&report, html.as_bytes())?;
     let markdown = first.read(&project.store, "table.md")?;
-    Ok(Some(Written { table: String::from_utf8_lossy(&markdown).into_owned(), report }))
+    Ok(Written { table: Some(String::from_utf8_lossy(&markdown).into_owned()), report: Some(report), folder })
+}
+
+/// The only instance with results has the folder to itself; several have one each.
+fn folder_of(planner: &Planner, folder: &Path, node: NodeIndex) -> PathBuf {
+    let has_results = |n: &NodeIndex| planner.kind(*n).outputs.iter().any(|output| output.purpose == Purpose::Result);
+    if planner.graph.dag.node_indices().filter(has_results).count() == 1 {
+        return folder.to_owned();
+    }
+    let instance = &planner.graph.dag[node];
+    instance.point.iter().fold(folder.join(&instance.stage), |at, (axis, value)| at.join(format!("{axis}={value}")))
 }
 
 /// Writes a file whole, if it is not there with this very content.
@@ -57,7 +71,9 @@ fn put(path: &Path, bytes: &[u8]) -> Result<(), CommandError> {
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(CommandError::file("write", folder))?;
     std::io::Write::write_all(&mut file, bytes).map_err(CommandError::file("write", path))?;
     use std::os::unix::fs::PermissionsExt;
-    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(CommandError::file("write", path))?;
+    file.as_file()
+        .set_permissions(std::fs::Permissions::from_mode(0o644))
+        .map_err(CommandError::file("write", path))?;
     file.persist(path).map_err(|e| CommandError::file("write", path)(e.error))?;
     Ok(())
 }

@@ -63,7 +63,10 @@ impl Reporter {
                 overall.set_length(total as u64);
                 overall.set_position(done as u64);
                 draw(event, all, running);
-                let kept = matches!(event, Event::Failed { .. } | Event::Warning { .. } | Event::WaitsForRun { .. } | Event::Stopping);
+                let kept = matches!(
+                    event,
+                    Event::Failed { .. } | Event::Warning { .. } | Event::WaitsForRun { .. } | Event::Stopping
+                );
                 if let (Some(line), true) = (line, kept) {
                     let _ = all.println(line);
                 }
@@ -82,7 +85,9 @@ impl Reporter {
     /// What an event says in one line, if it says anything.
     fn line(&self, event: &Event) -> Option<String> {
         Some(match event {
-            Event::Began { total, cached, slots, .. } => format!("{total} instances, {cached} cached, {slots} at a time"),
+            Event::Began { total, cached, slots, .. } => {
+                format!("{total} instances, {cached} cached, {slots} at a time")
+            }
             Event::Started { instance } => format!("start   {instance}"),
             Event::Finished { instance, how } => match how {
                 How::Cached => return None,

@@ -56,8 +56,11 @@ impl Store {
                 waiting.extend(record.inputs.iter().map(|input| input.key));
             }
         }
-        let named: BTreeSet<Digest> =
-            records.values().filter(|r| kept.contains(&r.key)).flat_map(|r| r.outputs.iter().map(|o| o.digest)).collect();
+        let named: BTreeSet<Digest> = records
+            .values()
+            .filter(|r| kept.contains(&r.key))
+            .flat_map(|r| r.outputs.iter().map(|o| o.digest))
+            .collect();
         let mut plan = GcPlan { kept: records.values().filter(|r| kept.contains(&r.key)).count(), ..GcPlan::default() };
         plan.records = records.into_values().filter(|r| !kept.contains(&r.key)).collect();
         self.unnamed_objects(&named, &mut plan)?;

@@ -73,7 +73,10 @@ impl Ledger {
                 for suffix in ["db-wal", "db-shm"] {
                     let _ = std::fs::remove_file(path.with_extension(suffix));
                 }
-                tracing::warn!("the ledger was damaged; it was set aside as {} and is made anew from the records", aside.display());
+                tracing::warn!(
+                    "the ledger was damaged; it was set aside as {} and is made anew from the records",
+                    aside.display()
+                );
                 Ok((Self::try_open(path)?, true))
             }
             Err(other) => Err(other),
@@ -87,8 +90,11 @@ impl Ledger {
         // The write-ahead log lets readers go on while a run writes. What a power cut may take is made anew from the records.
         connection.pragma_update(None, "journal_mode", "WAL").map_err(&wrap)?;
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(&wrap)?;
-        connection.execute_batch(include_str!("ledger.sql")).map_err(&wrap)?;
-        connection.pragma_update(None, "user_version", VERSION).map_err(&wrap)?;
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(&wrap)?;
+        if version != VERSION {
+            connection.execute_batch(include_str!("ledger.sql")).map_err(&wrap)?;
+            connection.pragma_update(None, "user_version", VERSION).map_err(&wrap)?;
+        }
         Ok(Self { connection: Mutex::new(connection), path: path.to_owned() })
     }
 
@@ -104,7 +110,10 @@ impl Ledger {
             });
             // In a folder that cannot be written SQLite cannot share a write-ahead log; nobody can be writing there either.
             let opened = plain.or_else(|_| {
-                let uri = format!("file:{}?immutable=1", path.display().to_string().replace('%', "%25").replace('?', "%3f").replace('#', "%23"));
+                let uri = format!(
+                    "file:{}?immutable=1",
+                    path.display().to_string().replace('%', "%25").replace('?', "%3f").replace('#', "%23")
+                );
                 Connection::open_with_flags(uri, flags).and_then(|c| {
                     c.query_row("SELECT count(*) FROM runs", [], |_| Ok(()))?;
                     Ok(c)
@@ -223,7 +232,8 @@ impl Ledger {
 
     pub(crate) fn outcomes(&self, run: &str) -> Result<Vec<InstanceOutcome>> {
         self.run(|c| {
-            let mut statement = c.prepare("SELECT instance, outcome, key, log FROM run_instances WHERE run = ?1 ORDER BY instance")?;
+            let mut statement =
+                c.prepare("SELECT instance, outcome, key, log FROM run_instances WHERE run = ?1 ORDER BY instance")?;
             let rows = statement.query_map([run], |row| {
                 let key: Option<String> = row.get(2)?;
                 Ok(InstanceOutcome {
@@ -267,26 +277,24 @@ impl Ledger {
         })
     }
 
-    pub(crate) fn stat_put(&self, path: &Path, stamp: &Stamp, digest: &Digest) -> Result<()> {
+    /// Keeps stamps, all in one transaction: thousands of small writes cost one sync.
+    pub(crate) fn stat_put(&self, stamps: &[(PathBuf, Stamp, Digest)]) -> Result<()> {
         self.run(|c| {
-            c.prepare_cached("INSERT OR REPLACE INTO stat VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
-                path.as_os_str().as_bytes(),
-                stamp.size,
-                stamp.modified_ns,
-                stamp.changed_ns,
-                stamp.inode,
-                digest.to_string()
-            ])?;
-            Ok(())
+            let transaction = c.unchecked_transaction()?;
+            for (path, stamp, digest) in stamps {
+                transaction.prepare_cached("INSERT OR REPLACE INTO stat VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(
+                    params![
+                        path.as_os_str().as_bytes(),
+                        stamp.size,
+                        stamp.modified_ns,
+                        stamp.changed_ns,
+                        stamp.inode,
+                        digest.to_string()
+                    ],
+                )?;
+            }
+            transaction.commit()
         })
-    }
-
-    /// Runs `work` in one transaction: thousands of small writes cost one sync.
-    pub(crate) fn batch<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
-        self.run(|c| c.execute_batch("BEGIN"))?;
-        let result = work();
-        self.run(|c| c.execute_batch("COMMIT"))?;
-        Ok(result)
     }
 }
 
@@ -309,12 +317,20 @@ fn insert(c: &Connection, record: &Record) -> rusqlite::Result<()> {
     }
     let seq = c.last_insert_rowid();
     for input in &record.inputs {
-        c.prepare_cached("INSERT INTO inputs VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![seq, input.name, input.instance, input.key.to_string()])?;
+        c.prepare_cached("INSERT INTO inputs VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+            seq,
+            input.name,
+            input.instance,
+            input.key.to_string()
+        ])?;
     }
     for output in &record.outputs {
-        c.prepare_cached("INSERT INTO outputs VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![seq, output.path, output.digest.to_string(), output.size as i64])?;
+        c.prepare_cached("INSERT INTO outputs VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+            seq,
+            output.path,
+            output.digest.to_string(),
+            output.size as i64
+        ])?;
     }
     for (name, value) in &record.metrics {
         c.prepare_cached("INSERT INTO metrics VALUES (?1, ?2, ?3)")?.execute(params![seq, name, value])?;
@@ -324,12 +340,10 @@ fn insert(c: &Connection, record: &Record) -> rusqlite::Result<()> {
 
 fn digest_at(row: &rusqlite::Row, column: usize) -> rusqlite::Result<Digest> {
     let text: String = row.get(column)?;
-    text.parse().map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(e)))
+    text.parse()
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(e)))
 }
 
 fn is_corrupt(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)
-    )
+    matches!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase))
 }

@@ -35,7 +35,8 @@ pub(crate) fn take_in(objects: &Path, dir: &Path) -> Result<Vec<Output>> {
             Ok(Output { path: relative.clone(), digest, size })
         })
         .collect::<Result<Vec<_>>>()?;
-    let mut folders: Vec<_> = outputs.iter().filter_map(|o| path_of(objects, &o.digest).parent().map(Path::to_owned)).collect();
+    let mut folders: Vec<_> =
+        outputs.iter().filter_map(|o| path_of(objects, &o.digest).parent().map(Path::to_owned)).collect();
     folders.sort();
     folders.dedup();
     folders.iter().try_for_each(|folder| sync_dir(folder))?;

@@ -53,8 +53,17 @@ impl Store {
         let (digest, size) = Digest::of_file(path).map_err(StoreError::io("read", path))?;
         let after = Stamp::of(path)?;
         if after == stamp && stamp.settled() && self.is_writable() {
-            self.ledger().stat_put(path, &stamp, &digest)?;
+            self.fresh_stamps().push((path.to_owned(), stamp, digest));
         }
         Ok((digest, size))
+    }
+
+    /// Writes the stamps of files that were hashed since the last call.
+    ///
+    /// # Errors
+    /// A ledger that cannot be written.
+    pub fn keep_stamps(&self) -> Result<()> {
+        let stamps = std::mem::take(&mut *self.fresh_stamps());
+        if stamps.is_empty() { Ok(()) } else { self.ledger().stat_put(&stamps) }
     }
 }

@@ -12,6 +12,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -19,6 +20,7 @@ use crate::claim::{self, ClaimOutcome};
 use crate::ledger::{Execution, InstanceOutcome, Ledger, RunRow};
 use crate::object;
 use crate::record::{Output, Record};
+use crate::stat::Stamp;
 use crate::{Digest, Result, StoreError};
 
 /// What a store is opened for.
@@ -35,6 +37,7 @@ pub struct Store {
     root: PathBuf,
     access: Access,
     ledger: Ledger,
+    stamps: Mutex<Vec<(PathBuf, Stamp, Digest)>>,
     /// Shared while the store is open for writing; `gc` wants it alone.
     _in_use: Option<File>,
 }
@@ -62,7 +65,7 @@ impl Store {
         let ledger_path = root.join("ledger.db");
         if access == Access::Read {
             let ledger = Ledger::open_read_only(&ledger_path)?;
-            return Ok(Self { root: root.to_owned(), access, ledger, _in_use: None });
+            return Ok(Self { root: root.to_owned(), access, ledger, stamps: Mutex::default(), _in_use: None });
         }
         for folder in ["objects", "records", "runs", "leases", "tmp"] {
             let path = root.join(folder);
@@ -71,8 +74,12 @@ impl Store {
         let lock_path = root.join("lock");
         let in_use = File::create(&lock_path).map_err(StoreError::io("write", &lock_path))?;
         flock(&in_use, FlockOperation::LockShared).map_err(|e| StoreError::io("lock", &lock_path)(e.into()))?;
+        // One opens at a time: a ledger that is being made or changed to a write-ahead log can be shared with nobody.
+        let guard_path = root.join("leases/.ledger");
+        let guard = File::create(&guard_path).map_err(StoreError::io("write", &guard_path))?;
+        flock(&guard, FlockOperation::LockExclusive).map_err(|e| StoreError::io("lock", &guard_path)(e.into()))?;
         let (ledger, refill) = Ledger::open(&ledger_path)?;
-        let store = Self { root: root.to_owned(), access, ledger, _in_use: Some(in_use) };
+        let store = Self { root: root.to_owned(), access, ledger, stamps: Mutex::default(), _in_use: Some(in_use) };
         if refill {
             store.rebuild_ledger()?;
         }
@@ -86,6 +93,11 @@ impl Store {
 
     pub(crate) fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// Stamps that are not written yet.
+    pub(crate) fn fresh_stamps(&self) -> std::sync::MutexGuard<'_, Vec<(PathBuf, Stamp, Digest)>> {
+        self.stamps.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub(crate) fn is_writable(&self) -> bool {
@@ -231,6 +243,7 @@ impl Store {
     /// # Errors
     /// A ledger that cannot be written.
     pub fn end_run(&self, id: &str, status: &str, finished_ms: u64, outcomes: &[InstanceOutcome]) -> Result<()> {
+        self.keep_stamps()?;
         self.ledger.end_run(id, status, finished_ms, outcomes)
     }
 
@@ -258,13 +271,5 @@ impl Store {
         let records = self.records()?;
         self.ledger.rebuild(&records)?;
         Ok(records.len())
-    }
-
-    /// Runs `work` with the ledger's small writes gathered into one transaction.
-    ///
-    /// # Errors
-    /// A ledger that cannot be written.
-    pub fn batch<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
-        if self.is_writable() { self.ledger.batch(work) } else { Ok(work()) }
     }
 }

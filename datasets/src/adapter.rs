@@ -95,10 +95,10 @@ pub fn samples(site: &str, settings: &SiteSettings, files: &SiteFiles) -> Result
         .images
         .iter()
         .map(|(stem, image)| {
-            let mask = files.masks.get(stem).ok_or_else(|| DatasetError::Content {
-                path: image.clone(),
-                reason: "it has no mask".into(),
-            })?;
+            let mask = files
+                .masks
+                .get(stem)
+                .ok_or_else(|| DatasetError::Content { path: image.clone(), reason: "it has no mask".into() })?;
             let patient = patient.of(stem)?.unwrap_or_else(|| stem.clone());
             Ok(Sample {
                 id: stem.clone(),
@@ -122,7 +122,8 @@ impl Table {
     fn read(path: &Path, key: Option<&str>) -> Result<Self, DatasetError> {
         let bad = |reason: String| DatasetError::Content { path: path.to_owned(), reason };
         let mut reader = csv::Reader::from_path(path).map_err(|e| bad(e.to_string()))?;
-        let columns: Vec<String> = reader.headers().map_err(|e| bad(e.to_string()))?.iter().map(str::to_owned).collect();
+        let columns: Vec<String> =
+            reader.headers().map_err(|e| bad(e.to_string()))?.iter().map(str::to_owned).collect();
         let place = match key {
             None => 0,
             Some(key) => columns
@@ -154,21 +155,31 @@ enum Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(site: &str, what: &'static str, from: Option<&'a Attribute>, table: Option<&'a Table>) -> Result<Self, DatasetError> {
+    fn new(
+        site: &str,
+        what: &'static str,
+        from: Option<&'a Attribute>,
+        table: Option<&'a Table>,
+    ) -> Result<Self, DatasetError> {
         match from {
             None => Ok(Self::Absent),
             Some(Attribute::Fixed(word)) => Ok(Self::Fixed(word)),
             Some(Attribute::Name { name }) => {
-                let regex = Regex::new(name).map_err(|e| DatasetError::Settings(format!("`{what}` of the site `{site}`: {e}")))?;
+                let regex = Regex::new(name)
+                    .map_err(|e| DatasetError::Settings(format!("`{what}` of the site `{site}`: {e}")))?;
                 if regex.captures_len() < 2 {
-                    let message = format!("`{what}` of the site `{site}`: `{name}` has no group; write `({name})` to use all of it");
+                    let message = format!(
+                        "`{what}` of the site `{site}`: `{name}` has no group; write `({name})` to use all of it"
+                    );
                     return Err(DatasetError::Settings(message));
                 }
                 Ok(Self::Name(regex, name, what))
             }
             Some(Attribute::Column { column }) => {
                 let table = table.ok_or_else(|| {
-                    DatasetError::Settings(format!("`{what}` of the site `{site}` is a column, but the site names no `table`"))
+                    DatasetError::Settings(format!(
+                        "`{what}` of the site `{site}` is a column, but the site names no `table`"
+                    ))
                 })?;
                 let place = table.columns.iter().position(|c| c == column).ok_or_else(|| DatasetError::Content {
                     path: table.path.clone(),
@@ -185,7 +196,9 @@ impl<'a> Reader<'a> {
             Self::Fixed(word) => Ok(Some((*word).to_owned())),
             Self::Name(regex, text, what) => match regex.captures(stem).and_then(|c| c.get(1)) {
                 Some(group) => Ok(Some(group.as_str().to_owned())),
-                None => Err(DatasetError::Settings(format!("the {what} of `{stem}` cannot be read: `{text}` does not match"))),
+                None => Err(DatasetError::Settings(format!(
+                    "the {what} of `{stem}` cannot be read: `{text}` does not match"
+                ))),
             },
             Self::Column(table, place) => {
                 let row = table.rows.get(stem).ok_or_else(|| DatasetError::Content {
@@ -203,7 +216,8 @@ mod tests {
     use super::*;
 
     fn files(stems: &[&str], table: Option<PathBuf>) -> SiteFiles {
-        let paths = |dir: &str| stems.iter().map(|s| ((*s).to_owned(), PathBuf::from(format!("{dir}/{s}.png")))).collect();
+        let paths =
+            |dir: &str| stems.iter().map(|s| ((*s).to_owned(), PathBuf::from(format!("{dir}/{s}.png")))).collect();
         SiteFiles { images: paths("i"), masks: paths("m"), table }
     }
 

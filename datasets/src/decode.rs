@@ -47,7 +47,8 @@ fn decode(path: &Path) -> Result<(DynamicImage, ImageFormat), DatasetError> {
     }
     let reader = || ImageReader::new(Cursor::new(&bytes)).with_guessed_format();
     let sized = reader().map_err(|e| bad(e.to_string()))?;
-    let format = sized.format().ok_or_else(|| bad("it is no image of a known format (PNG, JPEG, TIFF, BMP, GIF)".into()))?;
+    let format =
+        sized.format().ok_or_else(|| bad("it is no image of a known format (PNG, JPEG, TIFF, BMP, GIF)".into()))?;
     let (width, height) = sized.into_dimensions().map_err(|e| bad(format!("its header cannot be read: {e}")))?;
     if u64::from(width) * u64::from(height) > LARGEST_PIXELS {
         return Err(bad(format!("its header says {width} x {height} pixels; more than {LARGEST_PIXELS} are refused")));
@@ -86,7 +87,10 @@ pub fn read_mask(path: &Path) -> Result<Mask, DatasetError> {
     let (width, height) = image.dimensions();
     let deep = matches!(
         image,
-        DynamicImage::ImageLuma16(_) | DynamicImage::ImageLumaA16(_) | DynamicImage::ImageRgb16(_) | DynamicImage::ImageRgba16(_)
+        DynamicImage::ImageLuma16(_)
+            | DynamicImage::ImageLumaA16(_)
+            | DynamicImage::ImageRgb16(_)
+            | DynamicImage::ImageRgba16(_)
     );
     let values: Vec<u16> = if deep {
         image.into_rgb16().pixels().map(|p| p.0.into_iter().max().unwrap_or(0)).collect()
@@ -94,10 +98,12 @@ pub fn read_mask(path: &Path) -> Result<Mask, DatasetError> {
         image.into_rgb8().pixels().map(|p| u16::from(p.0.into_iter().max().unwrap_or(0))).collect()
     };
     let largest = values.iter().copied().max().unwrap_or(0);
-    let from = match largest {
-        0..=LARGEST_INDEX => 1,
-        ..=255 => 128,
-        _ => 32_768,
+    let from = if largest <= LARGEST_INDEX {
+        1
+    } else if largest <= 255 {
+        128
+    } else {
+        32_768
     };
     Ok(Mask { width, height, bytes: values.into_iter().map(|v| if v >= from { 255 } else { 0 }).collect() })
 }
@@ -134,7 +140,8 @@ impl Mask {
 }
 
 fn resize(bytes: &[u8], size: (u32, u32), side: u32, pixel: PixelType, alg: ResizeAlg) -> Vec<u8> {
-    let source = fast_image_resize::images::ImageRef::new(size.0, size.1, bytes, pixel).expect("the buffer has the image's size");
+    let source = fast_image_resize::images::ImageRef::new(size.0, size.1, bytes, pixel)
+        .expect("the buffer has the image's size");
     let mut target = ResizeImage::new(side, side, pixel);
     let options = ResizeOptions::new().resize_alg(alg);
     Resizer::new().resize(&source, &mut target, &options).expect("source and target have the same pixels");
@@ -147,10 +154,8 @@ fn resize(bytes: &[u8], size: (u32, u32), side: u32, pixel: PixelType, alg: Resi
 /// A file that cannot be written.
 pub fn write_png(path: &Path, side: (u32, u32), bytes: &[u8], grey: bool) -> Result<(), DatasetError> {
     let color = if grey { image::ExtendedColorType::L8 } else { image::ExtendedColorType::Rgb8 };
-    image::save_buffer_with_format(path, bytes, side.0, side.1, color, ImageFormat::Png).map_err(|e| DatasetError::Io {
-        path: path.to_owned(),
-        source: std::io::Error::other(e),
-    })
+    image::save_buffer_with_format(path, bytes, side.0, side.1, color, ImageFormat::Png)
+        .map_err(|e| DatasetError::Io { path: path.to_owned(), source: std::io::Error::other(e) })
 }
 
 #[cfg(test)]
@@ -158,7 +163,8 @@ mod tests {
     use super::*;
 
     fn grey16(values: &[u16]) -> DynamicImage {
-        let buffer = image::ImageBuffer::from_fn(8, 8, |x, y| image::Luma([values[((x + 8 * y) as usize) % values.len()]]));
+        let buffer =
+            image::ImageBuffer::from_fn(8, 8, |x, y| image::Luma([values[((x + 8 * y) as usize) % values.len()]]));
         DynamicImage::ImageLuma16(buffer)
     }
 
@@ -172,10 +178,14 @@ mod tests {
     #[test]
     fn masks_of_any_common_encoding_come_out_binary() {
         let grey = |low: u8, high: u8| {
-            DynamicImage::ImageLuma8(image::ImageBuffer::from_fn(8, 8, |x, _| image::Luma([if x % 2 == 0 { low } else { high }])))
+            DynamicImage::ImageLuma8(image::ImageBuffer::from_fn(8, 8, |x, _| {
+                image::Luma([if x % 2 == 0 { low } else { high }])
+            }))
         };
         let colour = |rgb: [u8; 3]| {
-            DynamicImage::ImageRgb8(image::ImageBuffer::from_fn(8, 8, |x, _| image::Rgb(if x % 2 == 0 { [0; 3] } else { rgb })))
+            DynamicImage::ImageRgb8(image::ImageBuffer::from_fn(8, 8, |x, _| {
+                image::Rgb(if x % 2 == 0 { [0; 3] } else { rgb })
+            }))
         };
         for (image, name) in [
             (grey(0, 255), "a.png"),

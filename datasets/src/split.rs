@@ -11,8 +11,10 @@ use siteline_cache::Digest;
 /// the seed and its name, so a further patient moves few others.
 pub fn validation_patients<'a>(patients: impl IntoIterator<Item = &'a str>, share: f64, seed: u64) -> BTreeSet<String> {
     let unique: BTreeSet<&str> = patients.into_iter().collect();
-    let mut ranked: Vec<(Digest, &str)> =
-        unique.into_iter().map(|patient| (Digest::of_bytes(format!("split\0{seed}\0{patient}").as_bytes()), patient)).collect();
+    let mut ranked: Vec<(Digest, &str)> = unique
+        .into_iter()
+        .map(|patient| (Digest::of_bytes(format!("split\0{seed}\0{patient}").as_bytes()), patient))
+        .collect();
     ranked.sort();
     let wanted = (share * ranked.len() as f64 + 0.5).floor() as usize;
     let count = match (ranked.len(), share > 0.0) {

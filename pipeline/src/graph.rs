@@ -1,6 +1,6 @@
 //! The sweep, spelled out: one instance for each stage and point, and the joins between them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use petgraph::graph::{DiGraph, NodeIndex};
 use serde_json::{Map, Value};
@@ -47,7 +47,14 @@ impl Graph {
     /// # Errors
     /// Joins that find nothing or too much, parameters that are missing once all is known.
     pub fn expand(loaded: &Loaded, kinds: &[StageKind]) -> Result<Self, Vec<Diagnostic>> {
-        let mut builder = Builder { loaded, kinds, axes: loaded.axes(), dag: DiGraph::new(), by_stage: HashMap::new(), found: Vec::new() };
+        let mut builder = Builder {
+            loaded,
+            kinds,
+            axes: loaded.axes(),
+            dag: DiGraph::new(),
+            by_stage: HashMap::new(),
+            found: Vec::new(),
+        };
         for (name, stage) in &loaded.manifest.stages {
             builder.instances(name, stage);
         }
@@ -57,7 +64,7 @@ impl Graph {
         if !builder.found.is_empty() {
             return Err(builder.found);
         }
-        let order = petgraph::algo::toposort(&builder.dag, None).expect("the manifest was checked for cycles");
+        let order = in_order(&builder.dag);
         Ok(Self { dag: builder.dag, order })
     }
 
@@ -79,7 +86,9 @@ impl Graph {
             .edges_directed(node, petgraph::Direction::Incoming)
             .map(|edge| (edge.weight().as_str(), edge.source()))
             .collect();
-        reads.sort_by(|a, b| (a.0, &self.dag[a.1].point, &self.dag[a.1].name).cmp(&(b.0, &self.dag[b.1].point, &self.dag[b.1].name)));
+        reads.sort_by(|a, b| {
+            (a.0, &self.dag[a.1].point, &self.dag[a.1].name).cmp(&(b.0, &self.dag[b.1].point, &self.dag[b.1].name))
+        });
         reads
     }
 
@@ -159,7 +168,14 @@ impl Builder<'_> {
     }
 
     /// The stage's parameters, then those of fitting overrides, then the axes', then the kind's defaults.
-    fn params(&mut self, name: &str, stage: &Stage, kind: &StageKind, point: &Point, values: &[AxisValue]) -> Map<String, Value> {
+    fn params(
+        &mut self,
+        name: &str,
+        stage: &Stage,
+        kind: &StageKind,
+        point: &Point,
+        values: &[AxisValue],
+    ) -> Map<String, Value> {
         let mut given = stage.with.clone();
         for change in &stage.overrides {
             let applies = Condition::parse(&change.when).is_ok_and(|c| c.holds(&|axis| point.get(axis).cloned()));
@@ -186,7 +202,8 @@ impl Builder<'_> {
             .map(|param| format!("`{param}`"))
             .collect();
         if !missing.is_empty() && self.found.is_empty() {
-            let message = format!("the stage `{name}` lacks the parameter {} of stage kind `{}`", missing.join(", "), kind.name);
+            let message =
+                format!("the stage `{name}` lacks the parameter {} of stage kind `{}`", missing.join(", "), kind.name);
             self.add(&["stages", name], message, Some("give it in `with`, or by an axis of that name".into()));
         }
         for (axis, value) in stage.per.iter().zip(values).filter(|(axis, _)| declared(axis)) {
@@ -228,7 +245,11 @@ impl Builder<'_> {
                 let instance = self.dag[node].name.clone();
                 if fitting.is_empty() && !spec.optional {
                     let hint = "a need that exists at some points only says so with `when`";
-                    self.add(&path, format!("`{instance}` finds nothing for `{input}` among the instances of `{}`", join.stage), Some(hint.into()));
+                    self.add(
+                        &path,
+                        format!("`{instance}` finds nothing for `{input}` among the instances of `{}`", join.stage),
+                        Some(hint.into()),
+                    );
                     break;
                 }
                 if fitting.len() > 1 && !spec.many {
@@ -239,7 +260,8 @@ impl Builder<'_> {
                         join.stage,
                         shown.join(", ")
                     );
-                    let missing: Vec<_> = self.dag[fitting[0]].point.keys().filter(|axis| !point.contains_key(*axis)).cloned().collect();
+                    let missing: Vec<_> =
+                        self.dag[fitting[0]].point.keys().filter(|axis| !point.contains_key(*axis)).cloned().collect();
                     let hint = format!("choose one with `where`, or repeat the stage `per` {}", missing.join(", "));
                     self.add(&path, message, Some(hint));
                     break;
@@ -250,6 +272,25 @@ impl Builder<'_> {
             }
         }
     }
+}
+
+/// A topological order that keeps to the manifest's: among instances that could come next, the one written first does.
+fn in_order(dag: &DiGraph<Instance, Edge>) -> Vec<NodeIndex> {
+    let mut missing: Vec<usize> =
+        dag.node_indices().map(|n| dag.edges_directed(n, petgraph::Direction::Incoming).count()).collect();
+    let mut ready: BTreeSet<NodeIndex> = dag.node_indices().filter(|n| missing[n.index()] == 0).collect();
+    let mut order = Vec::with_capacity(dag.node_count());
+    while let Some(node) = ready.pop_first() {
+        order.push(node);
+        for edge in dag.edges_directed(node, petgraph::Direction::Outgoing) {
+            let reader = petgraph::visit::EdgeRef::target(&edge);
+            missing[reader.index()] -= 1;
+            if missing[reader.index()] == 0 {
+                ready.insert(reader);
+            }
+        }
+    }
+    order
 }
 
 /// Puts a parameter into a map; a group is merged, setting by setting.

@@ -100,7 +100,13 @@ pub fn check_sites(loaded: &Loaded, kinds: &[StageKind], graph: &Graph) -> Vec<D
 }
 
 /// From the scorer through the model back to the raw files of `site`.
-fn leak_path(kinds: &[StageKind], graph: &Graph, scorer: NodeIndex, site: &str, reached: &[BTreeSet<String>]) -> Vec<NodeIndex> {
+fn leak_path(
+    kinds: &[StageKind],
+    graph: &Graph,
+    scorer: NodeIndex,
+    site: &str,
+    reached: &[BTreeSet<String>],
+) -> Vec<NodeIndex> {
     let kind = &kinds[graph.dag[scorer].kind];
     let is_model = |input: &str| kind.inputs.iter().any(|spec| spec.name == input && spec.role == Role::Model);
     let carries = |node: &NodeIndex| reached[node.index()].contains(site);
@@ -124,7 +130,11 @@ pub struct Contamination {
 
 /// Patients and pixels that are on both sides of a score. `identities` holds what each ingested instance contains;
 /// instances that are not in it are not known yet and count as empty.
-pub fn contaminated(graph: &Graph, sides: &Sides, identities: &HashMap<NodeIndex, Identities>) -> Option<Contamination> {
+pub fn contaminated(
+    graph: &Graph,
+    sides: &Sides,
+    identities: &HashMap<NodeIndex, Identities>,
+) -> Option<Contamination> {
     let scorer = &graph.dag[sides.scorer];
     if scorer.in_domain {
         return None;
@@ -149,7 +159,11 @@ pub fn contaminated(graph: &Graph, sides: &Sides, identities: &HashMap<NodeIndex
             let message = if let Some(twin) = pixels.get(&sample.pixels) {
                 format!("{here} has the very pixels of {}, which reached the model's training", there(*twin))
             } else if let Some(twin) = patients.get(sample.patient.as_str()) {
-                format!("{here} shows the patient `{}`, as does {}, which reached the model's training", sample.patient, there(*twin))
+                format!(
+                    "{here} shows the patient `{}`, as does {}, which reached the model's training",
+                    sample.patient,
+                    there(*twin)
+                )
             } else {
                 continue;
             };

@@ -18,8 +18,8 @@ use serde_json::{Map, Value};
 use crate::protocol::Resources;
 use crate::tree::Node;
 
-pub use load::{Override, load};
 pub(crate) use load::interpolate;
+pub use load::{Override, load};
 
 /// A multi-site experiment: which sites, which sweep, which stages lead from raw images to a results table.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -92,8 +92,13 @@ impl Pack {
         }
         let kinds = describe(&program)?;
         if let Ok(digest) = digest() {
-            let description =
-                Description { size: meta.len(), modified_ns, digest, protocol: protocol::VERSION, kinds: kinds.clone() };
+            let description = Description {
+                size: meta.len(),
+                modified_ns,
+                digest,
+                protocol: protocol::VERSION,
+                kinds: kinds.clone(),
+            };
             keep(&beside, &description);
         }
         Ok(Self { program, kinds })
@@ -131,10 +136,10 @@ fn describe(program: &Path) -> Result<Vec<StageKind>, PackError> {
 fn keep(beside: &Path, description: &Description) {
     let Ok(text) = serde_json::to_vec_pretty(description) else { return };
     let folder = beside.parent().unwrap_or(Path::new("."));
-    if let Ok(mut file) = tempfile::NamedTempFile::new_in(folder) {
-        if file.write_all(&text).is_ok() {
-            let _ = file.persist(beside);
-        }
+    if let Ok(mut file) = tempfile::NamedTempFile::new_in(folder)
+        && file.write_all(&text).is_ok()
+    {
+        let _ = file.persist(beside);
     }
 }
 

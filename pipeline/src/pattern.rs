@@ -189,7 +189,10 @@ impl Parser {
 
     fn term(&mut self) -> Result<Term, BadCondition> {
         match self.peek() {
-            Some(token) if !["=", "==", "!", "!=", "(", ")", "[", "]", ",", "and", "or", "not", "in"].contains(&token.word.as_str()) => {
+            Some(token)
+                if !["=", "==", "!", "!=", "(", ")", "[", "]", ",", "and", "or", "not", "in"]
+                    .contains(&token.word.as_str()) =>
+            {
                 let word = token.word.trim_matches(|c| c == '\'' || c == '"').to_owned();
                 let term = Term { word, at: token.at };
                 self.next += 1;

@@ -10,7 +10,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use petgraph::graph::NodeIndex;
-use siteline_cache::{Claim, ClaimOutcome, InstanceOutcome, Published, Record, RecordSource, RunRow, Store, StoreError};
+use siteline_cache::{
+    Claim, ClaimOutcome, InstanceOutcome, Published, Record, RecordSource, RunRow, Store, StoreError,
+};
 
 use crate::diagnostic::Diagnostics;
 use crate::event::{Event, How, Summary};
@@ -77,8 +79,11 @@ pub fn run(
     };
     let folder = store.begin_run(&row)?;
     let frozen = folder.join("manifest.yaml");
-    std::fs::write(&frozen, &planner.loaded.text)
-        .map_err(|source| StoreError::Io { action: "write", path: frozen.clone(), source })?;
+    std::fs::write(&frozen, &planner.loaded.text).map_err(|source| StoreError::Io {
+        action: "write",
+        path: frozen.clone(),
+        source,
+    })?;
     let (sender, outputs) = channel();
     let graph = planner.graph.clone();
     let mut driver = Driver {
@@ -247,13 +252,13 @@ impl Driver<'_, '_, '_> {
                 return Ok(true);
             }
         };
-        if !self.settings.force {
-            if let Some(record) = self.planner.store.lookup(&resolved.key) {
-                self.pool.give(held);
-                let how = if self.held_elsewhere.remove(&node).is_some() { How::ByOtherRun } else { How::CutOff };
-                self.done(node, Arc::new(record), how);
-                return Ok(true);
-            }
+        if !self.settings.force
+            && let Some(record) = self.planner.store.lookup(&resolved.key)
+        {
+            self.pool.give(held);
+            let how = if self.held_elsewhere.remove(&node).is_some() { How::ByOtherRun } else { How::CutOff };
+            self.done(node, Arc::new(record), how);
+            return Ok(true);
         }
         let claim = match self.planner.store.claim(&resolved.key)? {
             ClaimOutcome::Claimed(claim) => claim,
@@ -314,7 +319,8 @@ impl Driver<'_, '_, '_> {
         self.schedule.set(node, Phase::Running);
         (self.tell)(Event::Started { instance: name });
         let (started, started_ms, metrics) = (Instant::now(), now_ms(), BTreeMap::new());
-        self.jobs.insert(number, Job { node, resolved, claim, held, scratch, log, log_path, started, started_ms, metrics });
+        self.jobs
+            .insert(number, Job { node, resolved, claim, held, scratch, log, log_path, started, started_ms, metrics });
         Ok(())
     }
 
@@ -391,7 +397,8 @@ impl Driver<'_, '_, '_> {
         if let Some(changed) = changed_source(self.planner.store, &job.resolved) {
             let kept = self.folder.join(format!("{}.outputs", file_name(&name)));
             let _ = std::fs::rename(job.scratch.path(), &kept);
-            let message = format!("{changed} changed while it was read; its outputs are not used (kept in {})", kept.display());
+            let message =
+                format!("{changed} changed while it was read; its outputs are not used (kept in {})", kept.display());
             self.fail(job.node, message, Some(job.log_path));
             return Ok(());
         }

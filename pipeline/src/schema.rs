@@ -96,7 +96,10 @@ impl<'a> Checker<'a> {
             .iter()
             .flat_map(|c| {
                 let c = self.resolve(c);
-                c.get("const").cloned().into_iter().chain(c.get("enum").and_then(Value::as_array).cloned().unwrap_or_default())
+                c.get("const")
+                    .cloned()
+                    .into_iter()
+                    .chain(c.get("enum").and_then(Value::as_array).cloned().unwrap_or_default())
             })
             .collect();
         let scalar = !matches!(node.value, NodeValue::Map(_) | NodeValue::List(_));
@@ -108,9 +111,14 @@ impl<'a> Checker<'a> {
         match fitting {
             Some((_, misfits)) => self.misfits.extend(misfits.iter().cloned()),
             None => {
-                let wanted: Vec<_> = choices.iter().map(|c| type_words(self.resolve(c))).filter(|w| w != "nothing").collect();
-                let description = schema.get("description").and_then(Value::as_str).map(|d| first_sentence(d));
-                self.add(&node.span, format!("{what} must be {}, not {}", wanted.join(" or "), node.what()), description);
+                let wanted: Vec<_> =
+                    choices.iter().map(|c| type_words(self.resolve(c))).filter(|w| w != "nothing").collect();
+                let description = schema.get("description").and_then(Value::as_str).map(first_sentence);
+                self.add(
+                    &node.span,
+                    format!("{what} must be {}, not {}", wanted.join(" or "), node.what()),
+                    description,
+                );
             }
         }
     }
@@ -120,8 +128,11 @@ impl<'a> Checker<'a> {
         if allowed.contains(&value) {
             return;
         }
-        let words: Vec<String> =
-            allowed.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).filter(|w| w != "null").collect();
+        let words: Vec<String> = allowed
+            .iter()
+            .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+            .filter(|w| w != "null")
+            .collect();
         let shown = value.as_str().map_or_else(|| node.what().to_owned(), |text| format!("`{text}`"));
         let hint = suggest(value.as_str().unwrap_or(""), "it can be", words.iter().map(String::as_str));
         self.add(&node.span, format!("{what} cannot be {shown}"), Some(hint));
@@ -169,7 +180,8 @@ impl<'a> Checker<'a> {
         }
         for name in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
             if !entries.iter().any(|entry| entry.key == name) {
-                let about = properties.get(name).and_then(|p| self.resolve(p).get("description").or(p.get("description")));
+                let about =
+                    properties.get(name).and_then(|p| self.resolve(p).get("description").or(p.get("description")));
                 let hint = about.and_then(Value::as_str).map(|d| format!("`{name}`: {}", first_sentence(d)));
                 self.add(&node.span, format!("{what} needs `{name}`"), hint);
             }
@@ -178,7 +190,8 @@ impl<'a> Checker<'a> {
 
     fn range(&mut self, node: &Node, number: f64, schema: &Value, what: &str) {
         let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
-        let complaint = match (bound("minimum"), bound("maximum"), bound("exclusiveMinimum"), bound("exclusiveMaximum")) {
+        let complaint = match (bound("minimum"), bound("maximum"), bound("exclusiveMinimum"), bound("exclusiveMaximum"))
+        {
             (Some(low), ..) if number < low => format!("at least {low}"),
             (_, Some(high), ..) if number > high => format!("at most {high}"),
             (_, _, Some(low), _) if number <= low => format!("more than {low}"),
@@ -264,7 +277,10 @@ mod tests {
 
     fn complaints(yaml: &str, schema: &Value) -> Vec<String> {
         let misfits = check(&Node::parse(yaml).unwrap(), schema, "stage kind `train`");
-        misfits.into_iter().map(|m| format!("{} @ {} ({})", m.message, &yaml[m.span], m.hint.unwrap_or_default())).collect()
+        misfits
+            .into_iter()
+            .map(|m| format!("{} @ {} ({})", m.message, &yaml[m.span], m.hint.unwrap_or_default()))
+            .collect()
     }
 
     #[test]

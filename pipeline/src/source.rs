@@ -78,7 +78,8 @@ impl<'a> Sources<'a> {
 
     /// A path as written to one that can be opened.
     fn path(&self, text: &str, place: &[&str]) -> Result<PathBuf, Diagnostic> {
-        let text = interpolate(text, &self.loaded.manifest.params).map_err(|message| self.error(place, message, None))?;
+        let text =
+            interpolate(text, &self.loaded.manifest.params).map_err(|message| self.error(place, message, None))?;
         let path = Path::new(&text);
         if path.is_absolute() {
             return Ok(path.to_owned());
@@ -117,19 +118,31 @@ impl<'a> Sources<'a> {
         let images = matches(&pattern).map_err(|message| self.error(&images_place, message, None))?;
         if images.is_empty() {
             let hint = empty_hint(&pattern);
-            return Err(self.error(&images_place, format!("no file matches the images of the site `{name}`: {}", pattern.display()), Some(hint)));
+            return Err(self.error(
+                &images_place,
+                format!("no file matches the images of the site `{name}`: {}", pattern.display()),
+                Some(hint),
+            ));
         }
         let mut by_stem: BTreeMap<String, PathBuf> = BTreeMap::new();
         for image in images {
             let stem = stem_of(&image);
             if let Some(other) = by_stem.insert(stem.clone(), image.clone()) {
-                let message = format!("two images of the site `{name}` share the stem `{stem}`: {} and {}", other.display(), image.display());
+                let message = format!(
+                    "two images of the site `{name}` share the stem `{stem}`: {} and {}",
+                    other.display(),
+                    image.display()
+                );
                 return Err(self.error(&images_place, message, Some("narrow the pattern, or rename one".into())));
             }
         }
         let mask_pattern = self.path(&site.masks, &masks_place)?;
         if !site.masks.contains("{stem}") {
-            return Err(self.error(&masks_place, format!("the masks of the site `{name}` do not say which image they belong to"), Some("write `{stem}` where the image's name stands: `masks/{stem}.png`".into())));
+            return Err(self.error(
+                &masks_place,
+                format!("the masks of the site `{name}` do not say which image they belong to"),
+                Some("write `{stem}` where the image's name stands: `masks/{stem}.png`".into()),
+            ));
         }
         let mut paths = Vec::new();
         let mut lonely = Vec::new();
@@ -139,7 +152,8 @@ impl<'a> Sources<'a> {
                 [mask] => paths.extend([("image", stem.clone(), image), ("mask", stem, mask.clone())]),
                 [] => lonely.push(image),
                 [first, second, ..] => {
-                    let message = format!("{} has two masks: {} and {}", image.display(), first.display(), second.display());
+                    let message =
+                        format!("{} has two masks: {} and {}", image.display(), first.display(), second.display());
                     return Err(self.error(&masks_place, message, None));
                 }
             }
@@ -147,23 +161,25 @@ impl<'a> Sources<'a> {
         if let Some(first) = lonely.first() {
             let stem = stem_of(first);
             let wanted = mask_pattern.to_string_lossy().replace("{stem}", &stem);
-            let message = format!("{} of {} images of the site `{name}` have no mask, the first is {}", lonely.len(), lonely.len() + paths.len() / 2, first.display());
+            let message = format!(
+                "{} of {} images of the site `{name}` have no mask, the first is {}",
+                lonely.len(),
+                lonely.len() + paths.len() / 2,
+                first.display()
+            );
             return Err(self.error(&masks_place, message, Some(format!("its mask would be {wanted}"))));
         }
         if let Some(table) = &site.table {
             paths.push(("table", "table".to_owned(), self.path(table, &["sites", name, "table"])?));
         }
-        // Small files are hashed by all cores at once, and the stat cache takes them in as one transaction.
-        let hashed = self.store.batch(|| {
-            paths
-                .par_iter()
-                .map(|(role, label, path)| {
-                    let place = if *role == "table" { ["sites", name, "table"] } else { images_place };
-                    self.file(path, role, label, &place)
-                })
-                .collect::<Result<Vec<_>, _>>()
-        });
-        let files = hashed.map_err(|e| self.error(&images_place, e.to_string(), None))??;
+        let files = paths
+            .par_iter()
+            .map(|(role, label, path)| {
+                let place = if *role == "table" { ["sites", name, "table"] } else { images_place };
+                self.file(path, role, label, &place)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        self.store.keep_stamps().map_err(|e| self.error(&images_place, e.to_string(), None))?;
         let mut settings = serde_json::to_value(site).expect("a site is JSON");
         if let Some(map) = settings.as_object_mut() {
             // Where the files lie never enters a key; what they hold does.

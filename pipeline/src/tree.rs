@@ -131,7 +131,8 @@ fn strip_place(message: &str) -> String {
     }
     let end = rest.find(" at line ").unwrap_or(rest.len());
     let (head, text) = rest[..end].split_once(": ").unwrap_or(("", &rest[..end]));
-    let is_place = !head.is_empty() && head.split_whitespace().all(|w| w == "column" || w.bytes().all(|b| b.is_ascii_digit()));
+    let is_place =
+        !head.is_empty() && head.split_whitespace().all(|w| w == "column" || w.bytes().all(|b| b.is_ascii_digit()));
     if is_place { text.to_owned() } else { rest[..end].to_owned() }
 }
 
@@ -272,7 +273,10 @@ mod tests {
         assert_eq!((at(text, &c.key_span), at(text, &c.value.span)), ("c", "'two'"));
         assert_eq!(at(text, &root.nearest(&["b", "d", "1"]).span), "3.5");
         assert_eq!(at(text, &root.nearest(&["long", "0", "y"]).span), "yes");
-        assert_eq!(root.to_json(), serde_json::json!({"a": 1, "b": {"c": "two", "d": ["x", 3.5]}, "long": [{"y": true}, null]}));
+        assert_eq!(
+            root.to_json(),
+            serde_json::json!({"a": 1, "b": {"c": "two", "d": ["x", 3.5]}, "long": [{"y": true}, null]})
+        );
     }
 
     #[test]

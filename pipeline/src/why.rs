@@ -111,7 +111,11 @@ fn described(parts: &KeyParts) -> BTreeMap<String, String> {
         (["file", input, role, label, point @ ..], Part::Content(digest)) => {
             let at: Vec<_> = point.chunks(2).map(|pair| pair.join("=")).collect();
             let at = if at.is_empty() { String::new() } else { format!("[{}]", at.join(",")) };
-            let what = if *role == "output" { format!("input {input}{at} {label}") } else { format!("{role} {label} of {input}") };
+            let what = if *role == "output" {
+                format!("input {input}{at} {label}")
+            } else {
+                format!("{role} {label} of {input}")
+            };
             all.insert(what, digest.short());
         }
         (path, Part::Text(text)) => {

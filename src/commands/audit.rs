@@ -85,9 +85,22 @@ impl Audit {
             };
             println!("{}: {verdict}", instance.name);
             let list = |sites: &BTreeSet<String>| sites.iter().cloned().collect::<Vec<_>>().join(", ");
-            println!("  trained on {} ({}, {})", list(&model.sites), count(model.images, "image"), count(model.patients.len(), "patient"));
-            println!("  scored on  {} ({}, {})", list(&test.sites), count(test.images, "image"), count(test.patients.len(), "patient"));
-            println!("  in common  {}, {patients} patients, {pixels} byte-identical images", count(common_sites.len(), "site"));
+            println!(
+                "  trained on {} ({}, {})",
+                list(&model.sites),
+                count(model.images, "image"),
+                count(model.patients.len(), "patient")
+            );
+            println!(
+                "  scored on  {} ({}, {})",
+                list(&test.sites),
+                count(test.images, "image"),
+                count(test.patients.len(), "patient")
+            );
+            println!(
+                "  in common  {}, {patients} patients, {pixels} byte-identical images",
+                count(common_sites.len(), "site")
+            );
         }
         println!("\n{clean} clean, {marked} in-domain and marked so, {refused} leaking, {open} open.");
         Ok(if refused + open == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })

@@ -8,7 +8,9 @@ use super::Outcome;
 
 /// Print completions for a shell.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  siteline completions bash >~/.local/share/bash-completion/completions/siteline\n  siteline completions zsh >~/.zfunc/_siteline")]
+#[command(
+    after_help = "Examples:\n  siteline completions bash >~/.local/share/bash-completion/completions/siteline\n  siteline completions zsh >~/.zfunc/_siteline"
+)]
 pub struct Completions {
     /// The shell
     #[arg(value_enum)]

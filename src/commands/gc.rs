@@ -36,7 +36,11 @@ impl Gc {
             println!("  {}  {}", record.key.short(), record.instance);
         }
         let size = plan.bytes() as f64 / 1e6;
-        let what = format!("{} and {} ({size:.1} MB)", count(plan.records.len(), "execution"), count(plan.files.len(), "file"));
+        let what = format!(
+            "{} and {} ({size:.1} MB)",
+            count(plan.records.len(), "execution"),
+            count(plan.files.len(), "file")
+        );
         if self.yes {
             store.apply_gc(&plan)?;
             println!("Removed {what}; {} kept.", count(plan.kept, "execution"));

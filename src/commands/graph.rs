@@ -11,7 +11,9 @@ use crate::project::Project;
 
 /// Print the stages, or all instances, as a graph for Graphviz or Mermaid.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  siteline graph | dot -Tsvg >graph.svg\n  siteline graph --format mermaid --instances --only 'table'")]
+#[command(
+    after_help = "Examples:\n  siteline graph | dot -Tsvg >graph.svg\n  siteline graph --format mermaid --instances --only 'table'"
+)]
 pub struct Graph {
     /// The language
     #[arg(long, value_enum, default_value_t = Format::Dot)]

@@ -12,7 +12,9 @@ use crate::project::{Project, find_instance};
 
 /// Show the log of an instance's last execution, failed ones included.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  siteline log 'train[method=mcdrl,held_out=C,seed=0]'\n  siteline log --path table")]
+#[command(
+    after_help = "Examples:\n  siteline log 'train[method=mcdrl,held_out=C,seed=0]'\n  siteline log --path table"
+)]
 pub struct Log {
     /// The instance
     instance: String,

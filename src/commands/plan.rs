@@ -16,7 +16,9 @@ use crate::project::Project;
 /// Counts by stage: how many instances are cached, must run, or wait for one that runs. An instance that waits may turn out
 /// cached after all: if what it reads comes out with the same bytes, the wave stops there. Leakage is refused here.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  siteline plan\n  siteline plan -v --only 'train[method=mcdrl]'\n  siteline plan --set stages.train.with.epochs=2 --json")]
+#[command(
+    after_help = "Examples:\n  siteline plan\n  siteline plan -v --only 'train[method=mcdrl]'\n  siteline plan --set stages.train.with.epochs=2 --json"
+)]
 pub struct Plan {
     /// Only instances that fit, and what they need: `train[seed=0]`; may be repeated
     #[arg(long, value_name = "PATTERN")]
@@ -47,7 +49,10 @@ impl Plan {
         }
         match plan.open() {
             0 => println!("\nEverything is up to date."),
-            open => println!("\n{} to run. `siteline run` runs them; `siteline plan -v` says why each.", count(open, "instance")),
+            open => println!(
+                "\n{} to run. `siteline run` runs them; `siteline plan -v` says why each.",
+                count(open, "instance")
+            ),
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -102,7 +107,8 @@ fn as_json(planner: &Planner, plan: &Planned) -> String {
                 }
                 State::NotSelected => ("not-selected", json!({})),
             };
-            let mut entry = json!({"instance": instance.name, "stage": instance.stage, "point": instance.point, "state": state});
+            let mut entry =
+                json!({"instance": instance.name, "stage": instance.stage, "point": instance.point, "state": state});
             if let (Some(entry), Some(detail)) = (entry.as_object_mut(), detail.as_object()) {
                 entry.extend(detail.clone());
             }

@@ -21,7 +21,9 @@ use crate::reporter::Reporter;
 /// Results appear in `results/NAME`: the tables, and `report.html`. A failed instance names its log; the rest goes on as
 /// far as it can. Ctrl-C stops cleanly: what is finished is kept, and the next run goes on from there.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  siteline run\n  siteline run -j 8 --gpus 0,1\n  siteline run --only 'evaluate[held_out=C]' --set stages.train.with.epochs=2")]
+#[command(
+    after_help = "Examples:\n  siteline run\n  siteline run -j 8 --gpus 0,1\n  siteline run --only 'evaluate[held_out=C]' --set stages.train.with.epochs=2"
+)]
 pub struct Run {
     /// Only instances that fit, and what they need: `train[seed=0]`; may be repeated
     #[arg(long, value_name = "PATTERN")]
@@ -76,12 +78,14 @@ impl Run {
         reporter.finish();
         let written = report::write(&project, &planner)?;
         if !self.quiet {
-            if let (Some(written), true) = (&written, summary.failed.is_empty()) {
-                println!("\n{}", written.table.trim_end());
+            if let (Some(table), true) = (&written.table, summary.failed.is_empty()) {
+                println!("\n{}", table.trim_end());
             }
             conclude(&summary);
-            if let Some(written) = &written {
-                println!("Report: {}", written.report.display());
+            match &written.report {
+                Some(report) => println!("Report: {}", report.display()),
+                None if written.folder.exists() => println!("Results: {}", written.folder.display()),
+                None => {}
             }
         }
         Ok(match (summary.is_complete(), summary.cancelled) {
@@ -123,7 +127,12 @@ fn gpus(list: Option<&str>) -> Result<Vec<usize>, CommandError> {
     text.split(',')
         .filter(|part| !part.trim().is_empty())
         .map(|part| {
-            let bad = || CommandError::request(format!("`{}` is not the index of a GPU", part.trim()), "write `--gpus 0,1`".to_owned());
+            let bad = || {
+                CommandError::request(
+                    format!("`{}` is not the index of a GPU", part.trim()),
+                    "write `--gpus 0,1`".to_owned(),
+                )
+            };
             part.trim().parse().map_err(|_| bad())
         })
         .collect()

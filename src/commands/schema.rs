@@ -12,7 +12,9 @@ use crate::project::open_pack;
 
 /// Print the JSON Schema of the manifest, for editors, or the parameters of a stage kind.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  siteline schema >siteline.schema.json\n  siteline schema --kinds\n  siteline schema --kind train")]
+#[command(
+    after_help = "Examples:\n  siteline schema >siteline.schema.json\n  siteline schema --kinds\n  siteline schema --kind train"
+)]
 pub struct Schema {
     /// List the stage kinds
     #[arg(long, conflicts_with = "kind")]
@@ -24,7 +26,8 @@ pub struct Schema {
 
 impl Schema {
     pub fn run(self, common: &Common) -> Outcome {
-        let show = |value: serde_json::Value| println!("{}", serde_json::to_string_pretty(&value).expect("a schema is JSON"));
+        let show =
+            |value: serde_json::Value| println!("{}", serde_json::to_string_pretty(&value).expect("a schema is JSON"));
         if !self.kinds && self.kind.is_none() {
             show(siteline_pipeline::manifest::json_schema());
             return Ok(ExitCode::SUCCESS);
@@ -40,7 +43,9 @@ impl Schema {
             let hint = siteline_pipeline::diagnostic::suggest(&name, "the stage kinds are", known);
             CommandError::request(format!("there is no stage kind `{name}`"), hint)
         })?;
-        show(json!({"kind": kind.name, "summary": kind.summary, "inputs": kind.inputs, "sources": kind.sources, "outputs": kind.outputs, "parameters": kind.params}));
+        show(
+            json!({"kind": kind.name, "summary": kind.summary, "inputs": kind.inputs, "sources": kind.sources, "outputs": kind.outputs, "parameters": kind.params}),
+        );
         Ok(ExitCode::SUCCESS)
     }
 }

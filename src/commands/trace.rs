@@ -7,11 +7,12 @@ use clap::Args;
 use serde_json::json;
 use siteline_cache::{Access, Digest};
 use siteline_pipeline::lineage::Lineage;
+use siteline_pipeline::plan::{Plan, Planner, State};
 
 use super::{Outcome, count};
 use crate::args::Common;
 use crate::diagnostic::CommandError;
-use crate::project::Project;
+use crate::project::{Project, find_instance};
 use crate::report::results::{Cell, Cells, find_tables};
 
 /// Walk from one number of the table back to everything that it depends on.
@@ -19,9 +20,12 @@ use crate::report::results::{Cell, Cells, find_tables};
 /// The per-image scores, the checkpoint, the prompts, the weights, the digest of each raw image, the code's fingerprint, the seed
 /// and the environment.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  siteline trace method=mcdrl,held_out=C\n  siteline trace method=erm,held_out=average --metric iou\n  siteline trace method=mcdrl,held_out=C -v       every raw file\n  siteline trace method=mcdrl,held_out=C --json")]
+#[command(
+    after_help = "Examples:\n  siteline trace method=mcdrl,held_out=C\n  siteline trace method=erm,held_out=average --metric iou\n  siteline trace method=mcdrl,held_out=C -v       every raw file\n  siteline trace method=mcdrl,held_out=C --json"
+)]
 pub struct Trace {
-    /// The number, by its row and column: `method=mcdrl,held_out=C`
+    /// The number, by its row and column: `method=mcdrl,held_out=C`; or an instance: `train[method=mcdrl,...]`
+    #[arg(value_name = "CELL|INSTANCE")]
     cell: String,
     /// The metric [default: the table's first]
     #[arg(long)]
@@ -39,6 +43,10 @@ impl Trace {
         let project = Project::open(common, Access::Read)?;
         let mut planner = project.planner(&[])?;
         let plan = planner.plan()?;
+        let stage = self.cell.split('[').next().unwrap_or_default();
+        if planner.loaded.manifest.stages.contains_key(stage) {
+            return self.instance(&project, &planner, &plan);
+        }
         let tables = find_tables(&planner, &plan)?;
         let Some(table) = tables.first() else {
             let hint = "`siteline run` makes it; `siteline plan` shows what is missing".to_owned();
@@ -54,7 +62,8 @@ impl Trace {
             println!("{}", serde_json::to_string_pretty(&all).expect("a lineage is JSON"));
             return Ok(ExitCode::SUCCESS);
         }
-        let address: Vec<_> = table.cells.address(cell).into_iter().map(|(axis, value)| format!("{axis}={value}")).collect();
+        let address: Vec<_> =
+            table.cells.address(cell).into_iter().map(|(axis, value)| format!("{axis}={value}")).collect();
         println!("{} {}  {}", cell.metric, table.cells.text(cell), address.join(", "));
         println!("  {} of {}, in {}", count(cell.runs, "run"), count(cell.images, "image"), table.record.instance);
         println!("  table {}  key {}", table.record.outputs[0].digest.short(), table.record.key.short());
@@ -66,11 +75,36 @@ impl Trace {
     }
 }
 
+impl Trace {
+    /// The lineage of one instance instead of a number's.
+    fn instance(&self, project: &Project, planner: &Planner, plan: &Plan) -> Outcome {
+        let node = find_instance(planner, &self.cell)?;
+        let State::Cached(record) = plan.state(node) else {
+            let name = &planner.graph.dag[node].name;
+            return Err(CommandError::refused(
+                format!("`{name}` is not up to date"),
+                "`siteline run` makes it".to_owned(),
+            ));
+        };
+        let lineage = Lineage::of(&project.store, record);
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&lineage).expect("a lineage is JSON"));
+        } else {
+            Tree { verbose: self.verbose, shown: BTreeMap::new() }.show("instance", &lineage, "", true);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 /// The cell of an address.
 fn find<'c>(cells: &'c Cells, address: &str, metric: Option<&str>) -> Result<&'c Cell, CommandError> {
     let metric = metric.map_or_else(|| cells.metrics[0].clone(), str::to_lowercase);
     if !cells.metrics.contains(&metric) {
-        let hint = siteline_pipeline::diagnostic::suggest(&metric, "the metrics are", cells.metrics.iter().map(String::as_str));
+        let hint = siteline_pipeline::diagnostic::suggest(
+            &metric,
+            "the metrics are",
+            cells.metrics.iter().map(String::as_str),
+        );
         return Err(CommandError::request(format!("the table has no metric `{metric}`"), hint));
     }
     let wanted = address
@@ -81,7 +115,10 @@ fn find<'c>(cells: &'c Cells, address: &str, metric: Option<&str>) -> Result<&'c
         .ok_or_else(|| {
             let example = cells.cells.first().map(|cell| cells.address(cell)).unwrap_or_default();
             let example: Vec<_> = example.into_iter().map(|(axis, value)| format!("{axis}={value}")).collect();
-            CommandError::request(format!("`{address}` is no address of a number"), format!("write `{}`", example.join(",")))
+            CommandError::request(
+                format!("`{address}` is no address of a number"),
+                format!("write `{}`", example.join(",")),
+            )
         })?;
     let fits = |cell: &&Cell| {
         let own = cells.address(cell);
@@ -123,10 +160,17 @@ impl Tree {
         for (index, fact) in lineage.inputs.iter().enumerate() {
             let last = index + 1 == count;
             match &fact.made_by {
-                Some(lineage) if !self.shown.contains_key(&lineage.key) => self.show(&fact.input, lineage, &indent, last),
+                Some(lineage) if !self.shown.contains_key(&lineage.key) => {
+                    self.show(&fact.input, lineage, &indent, last);
+                }
                 _ => {
                     let name = self.shown.get(&fact.key).map_or("an execution that is gone", String::as_str);
-                    println!("{indent}{}{}: {name}  key {} (shown above)", if last { "└─ " } else { "├─ " }, fact.input, fact.key.short());
+                    println!(
+                        "{indent}{}{}: {name}  key {} (shown above)",
+                        if last { "└─ " } else { "├─ " },
+                        fact.input,
+                        fact.key.short()
+                    );
                 }
             }
         }
@@ -142,7 +186,8 @@ impl Tree {
         }
         let params = serde_json::to_string(&lineage.params).unwrap_or_default();
         facts.push(format!("params {params}"));
-        let code: Vec<_> = lineage.code.iter().map(|(name, f)| format!("{name} {}", f.get(..12).unwrap_or(f))).collect();
+        let code: Vec<_> =
+            lineage.code.iter().map(|(name, f)| format!("{name} {}", f.get(..12).unwrap_or(f))).collect();
         let libraries: Vec<_> = lineage.libraries.iter().map(|(name, version)| format!("{name} {version}")).collect();
         facts.push(format!("code   {}", code.join(", ")));
         if !libraries.is_empty() {

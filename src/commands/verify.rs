@@ -11,7 +11,9 @@ use crate::project::Project;
 
 /// Rehash every object of the store. Damaged ones are set aside and named; what made them runs again when it is needed.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  siteline verify\n  siteline verify --rebuild    make the ledger anew from the records")]
+#[command(
+    after_help = "Examples:\n  siteline verify\n  siteline verify --rebuild    make the ledger anew from the records"
+)]
 pub struct Verify {
     /// Make the ledger anew from the records
     #[arg(long)]

@@ -29,7 +29,9 @@ impl Why {
         let node = find_instance(&planner, &self.instance)?;
         let name = planner.graph.dag[node].name.clone();
         match plan.state(node) {
-            State::Cached(record) => println!("{name} is up to date (key {}, made by run {}).", record.key.short(), record.run),
+            State::Cached(record) => {
+                println!("{name} is up to date (key {}, made by run {}).", record.key.short(), record.run);
+            }
             State::Stale { reason } => println!("{name} must run: {}", spelled(reason)),
             State::Waiting { on } => {
                 println!("{name} waits for what it reads:");
@@ -70,7 +72,9 @@ fn own_changes(planner: &mut Planner, node: NodeIndex) -> Vec<String> {
     let inputs: Vec<(String, Record)> =
         last.inputs.iter().filter_map(|i| planner.store.record(&i.key).map(|r| (i.instance.clone(), r))).collect();
     let graph = planner.graph.clone();
-    let known = |needed: NodeIndex| inputs.iter().find(|(instance, _)| *instance == graph.dag[needed].name).map(|(_, r)| r.clone());
+    let known = |needed: NodeIndex| {
+        inputs.iter().find(|(instance, _)| *instance == graph.dag[needed].name).map(|(_, r)| r.clone())
+    };
     if graph.reads(node).iter().any(|(_, needed)| known(*needed).is_none()) {
         return Vec::new();
     }

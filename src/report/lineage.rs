@@ -15,10 +15,8 @@ pub fn collect(store: &Store, record: &Record, into: &mut BTreeMap<String, Value
     let parts: Option<KeyParts> = serde_json::from_value(record.parts.clone()).ok();
     let short = |text: &String| text.get(..12).unwrap_or(text).to_owned();
     let code: BTreeMap<_, _> = parts.iter().flat_map(|p| &p.code).map(|(name, f)| (name.clone(), short(f))).collect();
-    let sources: Vec<Value> =
-        record.sources.iter().map(|s| json!([s.role, s.label, s.digest.to_string()])).collect();
-    let outputs: Vec<Value> =
-        record.outputs.iter().map(|o| json!([o.path, o.digest.to_string(), o.size])).collect();
+    let sources: Vec<Value> = record.sources.iter().map(|s| json!([s.role, s.label, s.digest.to_string()])).collect();
+    let outputs: Vec<Value> = record.outputs.iter().map(|o| json!([o.path, o.digest.to_string(), o.size])).collect();
     // When and in which run it happened is left to `siteline trace`: this page is the same for the same results.
     let entry = json!({
         "instance": record.instance,

@@ -32,7 +32,11 @@ pub fn render(planner: &Planner, plan: &Plan, tables: &[ResultsTable]) -> Result
                         .columns
                         .iter()
                         .map(|column| {
-                            let found = table.cells.cells.iter().find(|c| c.metric == *metric && c.row == *row && c.column == *column);
+                            let found = table
+                                .cells
+                                .cells
+                                .iter()
+                                .find(|c| c.metric == *metric && c.row == *row && c.column == *column);
                             let Some(cell) = found else { return json!({"text": "–"}) };
                             let scores = table.scores(planner, plan, cell);
                             let address = table.cells.address(cell);
@@ -67,9 +71,14 @@ pub fn render(planner: &Planner, plan: &Plan, tables: &[ResultsTable]) -> Result
             "in_domain": table.cells.cells.iter().any(|c| c.in_domain),
         }));
     }
-    for record in plan.states.iter().filter_map(|state| if let State::Cached(record) = state { Some(record) } else { None }) {
+    for record in
+        plan.states.iter().filter_map(|state| if let State::Cached(record) = state { Some(record) } else { None })
+    {
         // Scores behind the numbers are collected with all that they came from; the rest of the plan is not on this page.
-        if numbers.iter().any(|n| n["scores"].as_array().is_some_and(|keys| keys.iter().any(|k| k == &record.key.short()))) {
+        if numbers
+            .iter()
+            .any(|n| n["scores"].as_array().is_some_and(|keys| keys.iter().any(|k| k == &record.key.short())))
+        {
             lineage::collect(store, record, &mut executions);
         }
     }
@@ -110,7 +119,12 @@ fn overlays(planner: &Planner, plan: &Plan) -> Result<Vec<Value>, CommandError> 
         for output in record.outputs.iter().filter(|o| o.path.starts_with("overlays/") && o.path.ends_with(".png")) {
             let file = output.path.trim_start_matches("overlays/").trim_end_matches(".png");
             let (site, id) = file.split_once('.').unwrap_or(("", file));
-            let label: Vec<_> = instance.point.iter().filter(|(axis, _)| !["held_out", "seed"].contains(&axis.as_str())).map(|(_, v)| v.clone()).collect();
+            let label: Vec<_> = instance
+                .point
+                .iter()
+                .filter(|(axis, _)| !["held_out", "seed"].contains(&axis.as_str()))
+                .map(|(_, v)| v.clone())
+                .collect();
             let bytes = base64::engine::general_purpose::STANDARD.encode(planner.store.read(&output.digest)?);
             by_image.entry((site.to_owned(), id.to_owned())).or_default().push((label.join(" · "), bytes));
         }
@@ -118,7 +132,8 @@ fn overlays(planner: &Planner, plan: &Plan) -> Result<Vec<Value>, CommandError> 
     Ok(by_image
         .into_iter()
         .map(|((site, id), pictures)| {
-            let pictures: Vec<Value> = pictures.into_iter().map(|(label, png)| json!({"label": label, "png": png})).collect();
+            let pictures: Vec<Value> =
+                pictures.into_iter().map(|(label, png)| json!({"label": label, "png": png})).collect();
             json!({"site": site, "id": id, "pictures": pictures})
         })
         .collect())

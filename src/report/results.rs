@@ -90,7 +90,8 @@ impl ResultsTable {
     /// A file of the artifact.
     pub fn read(&self, store: &Store, file: &str) -> Result<Vec<u8>, CommandError> {
         let output = self.record.outputs.iter().find(|output| output.path == file);
-        let output = output.ok_or_else(|| CommandError::refused(format!("`{}` has no {file}", self.record.instance), None))?;
+        let output =
+            output.ok_or_else(|| CommandError::refused(format!("`{}` has no {file}", self.record.instance), None))?;
         Ok(store.read(&output.digest)?)
     }
 

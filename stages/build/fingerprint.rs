@@ -27,7 +27,14 @@ const KINDS: [(&str, &str); 8] = [
     ("phantom-clip", "kind/phantom_clip.rs"),
 ];
 /// Files that list modules and choose between them.
-const INDEX: [&str; 6] = ["stages/src/lib.rs", "stages/src/kind.rs", "stages/src/method.rs", "stages/src/model.rs", "datasets/src/lib.rs", "stages/src/fingerprint.rs"];
+const INDEX: [&str; 6] = [
+    "stages/src/lib.rs",
+    "stages/src/kind.rs",
+    "stages/src/method.rs",
+    "stages/src/model.rs",
+    "datasets/src/lib.rs",
+    "stages/src/fingerprint.rs",
+];
 /// Files that shape no number: errors name every crate's own, and would tie all kinds to all crates.
 const IGNORED: [&str; 2] = ["stages/src/error.rs", "datasets/src/error.rs"];
 /// Kinds whose parameter `method` chooses among the files below `stages/src/method`.
@@ -122,7 +129,10 @@ fn reach(workspace: &Path, root: &Path, known: &BTreeSet<PathBuf>) -> Result<Rea
     let mut reached = Reached { files: BTreeMap::new(), libraries: BTreeSet::new() };
     let mut waiting = vec![root.to_owned()];
     while let Some(file) = waiting.pop() {
-        if known.contains(&file) || IGNORED.iter().any(|ignored| Path::new(ignored) == file) || reached.files.contains_key(&file) {
+        if known.contains(&file)
+            || IGNORED.iter().any(|ignored| Path::new(ignored) == file)
+            || reached.files.contains_key(&file)
+        {
             continue;
         }
         let source = parse(workspace, &file)?;
@@ -261,7 +271,8 @@ fn resolve(workspace: &Path, file: &Path, path: &[String]) -> Result<Option<Path
         let Some(name) = absolute.get(index.len()).cloned() else { return Ok(None) };
         let mut exported = Paths::default();
         exported.visit_file(&parse(workspace, &found)?);
-        let target = exported.found.into_iter().find(|path| path.len() > 1 && path.last() == Some(&name) && path[0] != "crate");
+        let target =
+            exported.found.into_iter().find(|path| path.len() > 1 && path.last() == Some(&name) && path[0] != "crate");
         match target {
             Some(path) => {
                 let tail: Vec<String> = path.into_iter().filter(|part| part != "self").collect();

@@ -23,5 +23,8 @@ fn libtorch() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{home}/lib");
         std::fs::read_to_string(Path::new(&home).join("build-version")).unwrap_or_default().trim().to_owned()
     });
-    println!("cargo:rustc-env=SITELINE_LIBTORCH={}", version.filter(|v| !v.is_empty()).unwrap_or_else(|| "unknown".into()));
+    println!(
+        "cargo:rustc-env=SITELINE_LIBTORCH={}",
+        version.filter(|v| !v.is_empty()).unwrap_or_else(|| "unknown".into())
+    );
 }

@@ -19,7 +19,8 @@ pub fn read(path: &Path) -> Result<Tensors> {
     let bytes = std::fs::read(path).map_err(StageError::io(path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| {
         let pickled = bytes.starts_with(b"PK") || bytes.starts_with(&[0x80]);
-        let advice = if pickled { "; PyTorch archives are not read: convert it with safetensors.torch.save_file" } else { "" };
+        let advice =
+            if pickled { "; PyTorch archives are not read: convert it with safetensors.torch.save_file" } else { "" };
         StageError::data(path, format!("not a whole safetensors file: {e}{advice}"))
     })?;
     file.tensors().into_iter().map(|(name, view)| Ok((name.clone(), tensor_of(path, &name, &view)?))).collect()
@@ -32,7 +33,9 @@ fn tensor_of(path: &Path, name: &str, view: &TensorView) -> Result<Tensor> {
         Dtype::BF16 => Kind::BFloat16,
         Dtype::F64 => Kind::Double,
         Dtype::I64 => Kind::Int64,
-        other => return Err(StageError::data(path, format!("tensor `{name}` has type {other:?}, which is not used here"))),
+        other => {
+            return Err(StageError::data(path, format!("tensor `{name}` has type {other:?}, which is not used here")));
+        }
     };
     let shape: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
     let tensor = Tensor::f_from_data_size(view.data(), &shape, kind)?;

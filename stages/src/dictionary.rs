@@ -44,7 +44,8 @@ impl Dictionary {
     /// Files that do not hold one.
     pub fn read(tensors: &Path, prompts: &Path) -> Result<Self> {
         let mut all = checkpoint::read(tensors)?;
-        let mut take = |name: &str| all.remove(name).ok_or_else(|| StageError::data(tensors, format!("it has no `{name}`")));
+        let mut take =
+            |name: &str| all.remove(name).ok_or_else(|| StageError::data(tensors, format!("it has no `{name}`")));
         let text = std::fs::read(prompts).map_err(StageError::io(prompts))?;
         Ok(Self {
             z: take("Z")?,

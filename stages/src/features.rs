@@ -34,7 +34,8 @@ impl FeatureSet {
     /// A file that is damaged or has other columns.
     pub fn read(site: &str, path: &Path) -> Result<Self> {
         let mut reader = frame::Reader::open(path, None)?;
-        let (grid, d, side): (i64, i64, u32) = (reader.note("grid")?, reader.note("embed_dim")?, reader.note("mask_side")?);
+        let (grid, d, side): (i64, i64, u32) =
+            (reader.note("grid")?, reader.note("embed_dim")?, reader.note("mask_side")?);
         let mut set = Self {
             site: site.to_owned(),
             ids: Vec::new(),
@@ -49,7 +50,10 @@ impl FeatureSet {
         while let Some(batch) = reader.next_batch()? {
             let rows = batch.rows() as i64;
             let whole = |texts: Vec<Option<String>>| {
-                texts.into_iter().map(|t| t.ok_or_else(|| StageError::data(path, "a text is missing"))).collect::<Result<Vec<_>>>()
+                texts
+                    .into_iter()
+                    .map(|t| t.ok_or_else(|| StageError::data(path, "a text is missing")))
+                    .collect::<Result<Vec<_>>>()
             };
             set.ids.extend(whole(batch.texts("id")?)?);
             set.patients.extend(whole(batch.texts("patient")?)?);
@@ -59,7 +63,11 @@ impl FeatureSet {
             pooled.push(Tensor::f_from_slice(batch.floats("pooled")?)?.f_view([rows, d])?);
             dense.push(Tensor::f_from_slice(batch.floats("dense")?)?.f_view([rows, grid * grid, d])?);
             let pixels = (side * side) as usize;
-            let bytes: Vec<u8> = batch.bytes("mask")?.chunks(frame::packed_length(side)).flat_map(|bits| frame::unpack(bits, pixels)).collect();
+            let bytes: Vec<u8> = batch
+                .bytes("mask")?
+                .chunks(frame::packed_length(side))
+                .flat_map(|bits| frame::unpack(bits, pixels))
+                .collect();
             masks.push(Tensor::f_from_slice(&bytes)?.f_view([rows, i64::from(side), i64::from(side)])?);
         }
         if set.ids.is_empty() {

@@ -49,7 +49,8 @@ mod tests {
     #[test]
     fn the_causal_loss_is_zero_on_target_and_four_opposite_to_it() {
         let target = Tensor::from_slice(&[3.0f32, 4.0]).view([1, 2]);
-        let at = |scale: f64| causal(&(&target * scale).view([1, 1, 2]).expand([1, 3, 2], false), &target).double_value(&[]);
+        let at =
+            |scale: f64| causal(&(&target * scale).view([1, 1, 2]).expand([1, 3, 2], false), &target).double_value(&[]);
         assert!(at(2.0).abs() < 1e-6);
         assert!((at(-1.0) - 4.0).abs() < 1e-5);
     }

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use tch::nn;
 
 use self::contract::{Method, Sizes};
-use crate::error::Result;
 use crate::dictionary::Dictionary;
+use crate::error::Result;
 
 /// The registered methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -23,7 +23,8 @@ pub fn open_cuda() {
 /// `libtorch_cuda.so` beside the libtorch that this process has mapped.
 fn cuda_library() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let mapped = maps.lines().filter_map(|line| line.split_once('/').map(|(_, path)| PathBuf::from(format!("/{path}"))));
+    let mapped =
+        maps.lines().filter_map(|line| line.split_once('/').map(|(_, path)| PathBuf::from(format!("/{path}"))));
     let torch = mapped.into_iter().find(|path| path.file_name().is_some_and(|name| name == "libtorch_cpu.so"))?;
     Some(torch.with_file_name("libtorch_cuda.so")).filter(|path| path.exists())
 }
@@ -39,7 +40,8 @@ pub fn environment(threads: usize) -> BTreeMap<String, String> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("").trim_start_matches([' ', '\t', ':']);
+    let cpu =
+        cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("").trim_start_matches([' ', '\t', ':']);
     BTreeMap::from([
         ("siteline".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         ("libtorch".to_owned(), env!("SITELINE_LIBTORCH").to_owned()),

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
 use crate::checkpoint;
-use crate::error::{Result, StageError};
 use crate::dictionary::Dictionary;
+use crate::error::{Result, StageError};
 use crate::method::contract::{Encoded, Method, Represented, Sizes};
 use crate::method::{self, MethodName, MethodParams};
 use crate::model::head::{Adapter, Head};

@@ -148,7 +148,9 @@ pub fn train(
                 total += penalty.value * penalty.weight;
             }
             if !total.double_value(&[]).is_finite() {
-                return Err(StageError::Request(format!("the loss is not a number any more in epoch {epoch}; lower `lr`")));
+                return Err(StageError::Request(format!(
+                    "the loss is not a number any more in epoch {epoch}; lower `lr`"
+                )));
             }
             match params.clip_norm > 0.0 {
                 true => optimiser.backward_step_clip_norm(&total, params.clip_norm),
@@ -163,7 +165,8 @@ pub fn train(
         let selects = params.selection == Selection::TrainingValidation && validation_dice.is_some();
         let score = if selects { validation_dice.unwrap_or(0.0) } else { epoch as f64 };
         if best.as_ref().is_none_or(|(top, ..)| score > *top) {
-            let copy = checkpoint::of_store(&model.store).into_iter().map(|(name, t)| (name, t.copy().detach())).collect();
+            let copy =
+                checkpoint::of_store(&model.store).into_iter().map(|(name, t)| (name, t.copy().detach())).collect();
             best = Some((score, epoch, copy));
         }
     }
@@ -182,11 +185,17 @@ fn labels(model: &Segmenter, site: &FeatureSet) -> Result<Option<Vec<i64>>> {
     }
     let of = |(id, class): (&String, &Option<String>)| {
         let class = class.as_ref().ok_or_else(|| {
-            StageError::Request(format!("`{id}` of the site `{}` has no class, which the method's losses need: give the site a `class`", site.site))
+            StageError::Request(format!(
+                "`{id}` of the site `{}` has no class, which the method's losses need: give the site a `class`",
+                site.site
+            ))
         })?;
         let place = classes.iter().position(|known| known == class).ok_or_else(|| {
             let list = classes.join(", ");
-            StageError::Request(format!("the class `{class}` of `{id}` (site `{}`) is not in the dictionary, which has {list}", site.site))
+            StageError::Request(format!(
+                "the class `{class}` of `{id}` (site `{}`) is not in the dictionary, which has {list}",
+                site.site
+            ))
         })?;
         Ok(place as i64)
     };
@@ -203,14 +212,19 @@ struct Batch {
 /// `chosen`: samples of each site.
 fn gather(sites: &[FeatureSet], labels: &[Option<Vec<i64>>], chosen: &[Vec<i64>], device: Device) -> Batch {
     let of = |take: &dyn Fn(&FeatureSet) -> &Tensor| {
-        let parts: Vec<Tensor> =
-            sites.iter().zip(chosen).map(|(site, rows)| take(site).index_select(0, &Tensor::from_slice(rows))).collect();
+        let parts: Vec<Tensor> = sites
+            .iter()
+            .zip(chosen)
+            .map(|(site, rows)| take(site).index_select(0, &Tensor::from_slice(rows)))
+            .collect();
         Tensor::cat(&parts, 0).to_device(device)
     };
     let all_labels: Option<Vec<i64>> = labels
         .iter()
         .zip(chosen)
-        .map(|(labels, rows)| labels.as_ref().map(|labels| rows.iter().map(|row| labels[*row as usize]).collect::<Vec<_>>()))
+        .map(|(labels, rows)| {
+            labels.as_ref().map(|labels| rows.iter().map(|row| labels[*row as usize]).collect::<Vec<_>>())
+        })
         .collect::<Option<Vec<_>>>()
         .map(|parts| parts.concat());
     Batch {
@@ -308,7 +322,12 @@ pub fn score(model: &Segmenter, site: &FeatureSet, rows: &[i64]) -> Vec<Counts> 
             sum(missed.logical_and(&truth)),
             sum(missed.logical_and(&outside)),
         ];
-        counts.extend((0..chunk.len()).map(|i| Counts { tp: all[0][i], fp: all[1][i], r#fn: all[2][i], tn: all[3][i] }));
+        counts.extend((0..chunk.len()).map(|i| Counts {
+            tp: all[0][i],
+            fp: all[1][i],
+            r#fn: all[2][i],
+            tn: all[3][i],
+        }));
     }
     counts
 }

@@ -30,22 +30,42 @@ pub fn bars(table: &ResultsTable, column: &str) -> String {
     for tick in [0.0, 25.0, 50.0, 75.0, 100.0] {
         let x = LEFT + tick * scale;
         put(format!(r##"<line x1="{x:.1}" x2="{x:.1}" y1="{TOP}" y2="{:.1}" stroke="#ddd"/>"##, height - 22.0));
-        put(format!(r##"<text x="{x:.1}" y="{:.1}" text-anchor="middle" fill="#666" font-size="10">{tick}</text>"##, height - 8.0));
+        put(format!(
+            r##"<text x="{x:.1}" y="{:.1}" text-anchor="middle" fill="#666" font-size="10">{tick}</text>"##,
+            height - 8.0
+        ));
     }
     for (index, row) in table.rows.iter().enumerate() {
         let y = TOP + index as f64 * (BAR + GAP) + GAP / 2.0;
         let middle = y + BAR / 2.0;
-        put(format!(r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{}</text>"#, LEFT - 8.0, middle + 4.0, xml(&row.join(" · "))));
+        put(format!(
+            r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{}</text>"#,
+            LEFT - 8.0,
+            middle + 4.0,
+            xml(&row.join(" · "))
+        ));
         let Some(cell) = table.cell(metric, row, column) else { continue };
         let (mean, std) = (cell.mean * 100.0, cell.std.unwrap_or(0.0) * 100.0);
         let end = LEFT + mean * scale;
         let colour = COLOURS[index % COLOURS.len()];
-        put(format!(r#"<rect x="{LEFT}" y="{y:.1}" width="{:.1}" height="{BAR}" fill="{colour}" rx="2"/>"#, mean * scale));
+        put(format!(
+            r#"<rect x="{LEFT}" y="{y:.1}" width="{:.1}" height="{BAR}" fill="{colour}" rx="2"/>"#,
+            mean * scale
+        ));
         let (low, high) = (LEFT + (mean - std).max(0.0) * scale, LEFT + (mean + std).min(100.0) * scale);
         if cell.std.is_some() {
-            put(format!(r##"<path d="M{low:.1} {middle:.1}H{high:.1}M{low:.1} {:.1}v8M{high:.1} {:.1}v8" stroke="#222" fill="none"/>"##, middle - 4.0, middle - 4.0));
+            put(format!(
+                r##"<path d="M{low:.1} {middle:.1}H{high:.1}M{low:.1} {:.1}v8M{high:.1} {:.1}v8" stroke="#222" fill="none"/>"##,
+                middle - 4.0,
+                middle - 4.0
+            ));
         }
-        put(format!(r#"<text x="{:.1}" y="{:.1}">{mean:.digits$}</text>"#, end.max(high) + 6.0, middle + 4.0, digits = table.decimals));
+        put(format!(
+            r#"<text x="{:.1}" y="{:.1}">{mean:.digits$}</text>"#,
+            end.max(high) + 6.0,
+            middle + 4.0,
+            digits = table.decimals
+        ));
     }
     put("</svg>".to_owned());
     svg

@@ -68,7 +68,12 @@ pub struct Layout {
 
 impl Default for Layout {
     fn default() -> Self {
-        Self { metrics: vec![Metric::Dice, Metric::Iou, Metric::Accuracy], columns: "held_out".into(), over: vec!["seed".into()], decimals: 1 }
+        Self {
+            metrics: vec![Metric::Dice, Metric::Iou, Metric::Accuracy],
+            columns: "held_out".into(),
+            over: vec!["seed".into()],
+            decimals: 1,
+        }
     }
 }
 

@@ -16,8 +16,9 @@ pub fn markdown(table: &ResultsTable) -> String {
         let heads: Vec<String> = table.row_axes.iter().chain(&table.columns).cloned().collect();
         let mut lines = vec![heads.clone()];
         lines.extend(body(table, *metric, "–"));
-        let widths: Vec<usize> =
-            (0..heads.len()).map(|i| lines.iter().map(|line| line[i].chars().count()).max().unwrap_or(0).max(3)).collect();
+        let widths: Vec<usize> = (0..heads.len())
+            .map(|i| lines.iter().map(|line| line[i].chars().count()).max().unwrap_or(0).max(3))
+            .collect();
         for (index, line) in lines.iter().enumerate() {
             let padded: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
             writeln!(text, "| {} |", padded.join(" | ")).expect("writing to a string");
@@ -38,7 +39,8 @@ pub fn latex(table: &ResultsTable) -> String {
     let mut text = String::from("% needs \\usepackage{booktabs}\n");
     for metric in &table.metrics {
         let columns = format!("{}{}", "l".repeat(table.row_axes.len()), "r".repeat(table.columns.len()));
-        writeln!(text, "% {} (%)\n\\begin{{tabular}}{{{columns}}}\n\\toprule", metric.title()).expect("writing to a string");
+        writeln!(text, "% {} (%)\n\\begin{{tabular}}{{{columns}}}\n\\toprule", metric.title())
+            .expect("writing to a string");
         let heads: Vec<String> = table.row_axes.iter().chain(&table.columns).map(|h| escape(h)).collect();
         writeln!(text, "{} \\\\\n\\midrule", heads.join(" & ")).expect("writing to a string");
         for line in body(table, *metric, "--") {

@@ -28,9 +28,13 @@ pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, T
     let axes: Vec<String> = files.first().map(|f| f.point.keys().cloned().collect()).unwrap_or_default();
     let missing = std::iter::once(&layout.columns).chain(&layout.over).find(|axis| !axes.contains(axis));
     if let Some(axis) = missing {
-        return Err(TableError::Layout(format!("the scores have no axis `{axis}`; their axes are {}", axes.join(", "))));
+        return Err(TableError::Layout(format!(
+            "the scores have no axis `{axis}`; their axes are {}",
+            axes.join(", ")
+        )));
     }
-    let row_axes: Vec<String> = axes.iter().filter(|a| **a != layout.columns && !layout.over.contains(a)).cloned().collect();
+    let row_axes: Vec<String> =
+        axes.iter().filter(|a| **a != layout.columns && !layout.over.contains(a)).cloned().collect();
     let runs = files.iter().map(|file| run_mean(file, layout, &row_axes)).collect::<Result<Vec<_>, _>>()?;
     let in_order = |mut all: Vec<Vec<String>>| {
         let mut seen = std::collections::HashSet::new();
@@ -91,7 +95,13 @@ fn run_mean(file: &ScoreFile, layout: &Layout, row_axes: &[String]) -> Result<Ru
 }
 
 /// Mean and spread of some runs; no cell without a run.
-fn cell(metric: Metric, row: &[String], column: &str, values: Vec<f64>, members: &[&RunMean]) -> Result<Option<Cell>, TableError> {
+fn cell(
+    metric: Metric,
+    row: &[String],
+    column: &str,
+    values: Vec<f64>,
+    members: &[&RunMean],
+) -> Result<Option<Cell>, TableError> {
     if values.is_empty() {
         return Ok(None);
     }
@@ -112,7 +122,13 @@ fn cell(metric: Metric, row: &[String], column: &str, values: Vec<f64>, members:
 }
 
 /// The mean over all columns, run by run. A row that lacks a column has no average: it would be one over other sites.
-fn average(metric: Metric, index: usize, row: &[String], columns: &[String], runs: &[RunMean]) -> Result<Option<Cell>, TableError> {
+fn average(
+    metric: Metric,
+    index: usize,
+    row: &[String],
+    columns: &[String],
+    runs: &[RunMean],
+) -> Result<Option<Cell>, TableError> {
     let members: Vec<&RunMean> = runs.iter().filter(|run| run.row == row).collect();
     let mut by_over: BTreeMap<&[String], Vec<f64>> = BTreeMap::new();
     for run in &members {

@@ -59,11 +59,23 @@ impl Canvas {
             mucosa.random_range(0.40..0.50f32),
             mucosa.random_range(0.34..0.44f32),
         ];
-        let grain = if near { 3 } else if far { 9 } else { 5 };
+        let grain = if near {
+            3
+        } else if far {
+            9
+        } else {
+            5
+        };
         let (coarse, fine) = (Noise::new(mucosa, grain), Noise::new(mucosa, grain * 3));
         let (vessel_a, vessel_b) = (Noise::new(rng, grain), Noise::new(rng, grain));
         let vessel_width = if near { 0.11 } else { 0.05 };
-        let vessel_depth = if near { 0.16 } else if far { 0.03 } else { 0.08 };
+        let vessel_depth = if near {
+            0.16
+        } else if far {
+            0.03
+        } else {
+            0.08
+        };
         let lumen = [rng.random_range(0.2..0.8f32), rng.random_range(0.2..0.8f32)];
         let fold_direction = rng.random_range(0.0..std::f32::consts::TAU);
         let phase = rng.random_range(0.0..std::f32::consts::TAU);
@@ -302,9 +314,10 @@ fn place_for(truth: &Truth, kind: Confounder, rng: &mut impl Rng) -> [f32; 2] {
     }
     let distance = |p: &[f32; 2]| libm::hypotf(p[0] - truth.centre[0], p[1] - truth.centre[1]);
     let clear = truth.radii[0].max(truth.radii[1]) + 0.22;
-    *tries.iter().find(|p| distance(p) > clear).unwrap_or_else(|| {
-        tries.iter().max_by(|a, b| distance(a).total_cmp(&distance(b))).expect("eight tries")
-    })
+    *tries
+        .iter()
+        .find(|p| distance(p) > clear)
+        .unwrap_or_else(|| tries.iter().max_by(|a, b| distance(a).total_cmp(&distance(b))).expect("eight tries"))
 }
 
 fn mix(pixel: &mut Rgb, colour: Rgb, share: f32) {

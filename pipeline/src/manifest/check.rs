@@ -40,7 +40,9 @@ impl Checker<'_> {
     fn top(&mut self) {
         let manifest = &self.loaded.manifest;
         let wants_sites = |stage: &Stage| stage.per.iter().any(|axis| axis == "site");
-        if let (true, Some(name)) = (manifest.sites.is_empty(), manifest.stages.iter().find(|(_, s)| wants_sites(s)).map(|(n, _)| n)) {
+        if let (true, Some(name)) =
+            (manifest.sites.is_empty(), manifest.stages.iter().find(|(_, s)| wants_sites(s)).map(|(n, _)| n))
+        {
             let message = format!("the stage `{name}` is repeated per site, but `sites` has none");
             self.add(self.span(&["stages", name, "per"]), message, Some("name at least one site".into()));
         }
@@ -60,7 +62,11 @@ impl Checker<'_> {
             };
             for name in names.iter().filter(|name| !is_name(name)) {
                 let span = self.loaded.tree.key_span(&[section, name]);
-                self.add(span, format!("`{name}` cannot be a name"), Some("use letters, digits, `-`, `_` and `.`".into()));
+                self.add(
+                    span,
+                    format!("`{name}` cannot be a name"),
+                    Some("use letters, digits, `-`, `_` and `.`".into()),
+                );
             }
         }
         if let Some(entry) = self.loaded.tree.get("axes").and_then(|axes| axes.value.get("site")) {
@@ -72,7 +78,11 @@ impl Checker<'_> {
             for (index, value) in values.iter().enumerate() {
                 let place = index.to_string();
                 if !seen.insert(value.label()) {
-                    self.add(self.span(&["axes", &name, &place]), format!("`{}` is twice on the axis `{name}`", value.label()), None);
+                    self.add(
+                        self.span(&["axes", &name, &place]),
+                        format!("`{}` is twice on the axis `{name}`", value.label()),
+                        None,
+                    );
                 } else if !is_name(&value.label()) {
                     self.add(
                         self.span(&["axes", &name, &place]),
@@ -86,7 +96,11 @@ impl Checker<'_> {
             if !manifest.backbones.contains_key(&value.label()) {
                 let index = self.axes["backbone"].iter().position(|v| *v == value).unwrap_or(0).to_string();
                 let hint = suggest(&value.label(), "`backbones` has", manifest.backbones.keys().map(String::as_str));
-                self.add(self.span(&["axes", "backbone", &index]), format!("there is no backbone `{}`", value.label()), Some(hint));
+                self.add(
+                    self.span(&["axes", "backbone", &index]),
+                    format!("there is no backbone `{}`", value.label()),
+                    Some(hint),
+                );
             }
         }
         for (name, backbone) in &manifest.backbones {
@@ -105,13 +119,21 @@ impl Checker<'_> {
     fn stage(&mut self, name: &str, stage: &Stage, kinds: &[StageKind]) {
         let Some(kind) = kinds.iter().find(|kind| kind.name == stage.uses) else {
             let hint = suggest(&stage.uses, "the stage kinds are", kinds.iter().map(|k| k.name.as_str()));
-            return self.add(self.span(&["stages", name, "uses"]), format!("there is no stage kind `{}`", stage.uses), Some(hint));
+            return self.add(
+                self.span(&["stages", name, "uses"]),
+                format!("there is no stage kind `{}`", stage.uses),
+                Some(hint),
+            );
         };
         let axes = self.axes.clone();
         for (index, axis) in stage.per.iter().enumerate() {
             if !axes.contains_key(axis) {
                 let hint = suggest(axis, "the axes are", axes.keys().map(String::as_str));
-                self.add(self.span(&["stages", name, "per", &index.to_string()]), format!("there is no axis `{axis}`"), Some(hint));
+                self.add(
+                    self.span(&["stages", name, "per", &index.to_string()]),
+                    format!("there is no axis `{axis}`"),
+                    Some(hint),
+                );
             }
         }
         self.needs(name, stage, kind);
@@ -121,7 +143,10 @@ impl Checker<'_> {
             if wants && !stage.per.iter().any(|a| a == axis) {
                 self.add(
                     self.loaded.tree.key_span(&["stages", name]),
-                    format!("the stage `{name}` uses `{}`, which works on one {axis}, but is not `per` the axis `{axis}`", kind.name),
+                    format!(
+                        "the stage `{name}` uses `{}`, which works on one {axis}, but is not `per` the axis `{axis}`",
+                        kind.name
+                    ),
                     Some(format!("write `per: [{axis}]`")),
                 );
             }
@@ -133,8 +158,13 @@ impl Checker<'_> {
         for (input, need) in &stage.needs {
             let path = ["stages", name, "needs", input];
             if !kind.inputs.iter().any(|spec| spec.name == *input) {
-                let hint = suggest(input, &format!("`{}` reads", kind.name), kind.inputs.iter().map(|i| i.name.as_str()));
-                self.add(self.loaded.tree.key_span(&path), format!("stage kind `{}` has no input `{input}`", kind.name), Some(hint));
+                let hint =
+                    suggest(input, &format!("`{}` reads", kind.name), kind.inputs.iter().map(|i| i.name.as_str()));
+                self.add(
+                    self.loaded.tree.key_span(&path),
+                    format!("stage kind `{}` has no input `{input}`", kind.name),
+                    Some(hint),
+                );
                 continue;
             }
             let join = need.join();
@@ -214,7 +244,11 @@ impl Checker<'_> {
                 (false, true) => (&right.word, left),
                 (false, false) => {
                     let hint = suggest(&left.word, "axes that can be used here", axes.iter().map(String::as_str));
-                    self.add(sub(left.at, left.word.len()), format!("bad condition: there is no axis `{}` here", left.word), Some(hint));
+                    self.add(
+                        sub(left.at, left.word.len()),
+                        format!("bad condition: there is no axis `{}` here", left.word),
+                        Some(hint),
+                    );
                     continue;
                 }
             };

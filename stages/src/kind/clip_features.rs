@@ -102,7 +102,9 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         ("dense", serde_json::to_string(&params.dense).expect("a word is JSON")),
         (
             "preprocessing",
-            format!("whole image to {side} x {side}, bicubic (Catmull-Rom, antialiased); mean {IMAGE_MEAN:?}; std {IMAGE_STD:?}"),
+            format!(
+                "whole image to {side} x {side}, bicubic (Catmull-Rom, antialiased); mean {IMAGE_MEAN:?}; std {IMAGE_STD:?}"
+            ),
         ),
         ("float", "float32, not normalised".to_owned()),
     ];
@@ -117,7 +119,9 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         let count = batch.masks.len();
         let images = normalise_pixels(&batch.pixels, count as i64, side, device);
         let (pooled, dense) = tch::no_grad(|| clip.vision.forward(&images, params.dense));
-        let of = rows.get(done..done + count).ok_or_else(|| StageError::data(pixels, "it has more rows than samples.parquet"))?;
+        let of = rows
+            .get(done..done + count)
+            .ok_or_else(|| StageError::data(pixels, "it has more rows than samples.parquet"))?;
         writer.write(vec![
             frame::texts(of.iter().map(|r| Some(&r.id))),
             frame::texts(of.iter().map(|r| Some(&r.patient))),
@@ -154,7 +158,13 @@ fn read_rows(path: &Path) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn read_ahead(path: &Path, side: u32, mask_side: u32, chunk: usize, sender: &std::sync::mpsc::SyncSender<Result<Ready>>) {
+fn read_ahead(
+    path: &Path,
+    side: u32,
+    mask_side: u32,
+    chunk: usize,
+    sender: &std::sync::mpsc::SyncSender<Result<Ready>>,
+) {
     let work = || -> Result<()> {
         let mut reader = frame::Reader::open(path, None)?;
         let area = (mask_side * mask_side) as usize;

@@ -80,7 +80,11 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     for text in prompts.domain_prompts.iter().chain(&prompts.class_prompts) {
         let unknown = clip.tokenizer.unknown_words(text);
         if !unknown.is_empty() {
-            ctx.warn(format!("the backbone `{}` was not trained on {} in `{text}`: they embed as nothing", backbone.name, unknown.join(", ")));
+            ctx.warn(format!(
+                "the backbone `{}` was not trained on {} in `{text}`: they embed as nothing",
+                backbone.name,
+                unknown.join(", ")
+            ));
         }
     }
     let (k, m) = (prompts.classes.len() as i64, prompts.domains.len() as i64);
@@ -123,12 +127,18 @@ pub fn read_prompts(path: &Path, size: Option<usize>) -> Result<Prompts> {
     let available = ordered.len();
     let wanted = size.unwrap_or(available);
     if wanted > available || available == 0 || file.classes.is_empty() {
-        return Err(StageError::data(path, format!("it has {} classes and {available} confounders; {} are wanted", file.classes.len(), wanted.max(1))));
+        return Err(StageError::data(
+            path,
+            format!("it has {} classes and {available} confounders; {} are wanted", file.classes.len(), wanted.max(1)),
+        ));
     }
     ordered.truncate(wanted);
     let (families, domains): (Vec<_>, Vec<_>) = ordered.into_iter().unzip();
     let class_domain = |class: &String| -> Vec<String> {
-        domains.iter().map(|domain| file.class_domain_prompt.replace("{class}", class).replace("{domain}", domain)).collect()
+        domains
+            .iter()
+            .map(|domain| file.class_domain_prompt.replace("{class}", class).replace("{domain}", domain))
+            .collect()
     };
     Ok(Prompts {
         class_prompts: file.classes.iter().map(|class| file.class_prompt.replace("{class}", class)).collect(),

@@ -71,7 +71,10 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let weights = Ctx::file(input, "model.safetensors")?;
     let model = Segmenter::load(weights, Ctx::file(input, "config.json")?, Device::cuda_if_available())?;
     if let Some(method) = params.method.filter(|method| *method != model.config.method) {
-        return Err(StageError::Request(format!("the model was trained with {:?}, not with {method:?}", model.config.method)));
+        return Err(StageError::Request(format!(
+            "the model was trained with {:?}, not with {method:?}",
+            model.config.method
+        )));
     }
     let overlays = ctx.output("overlays");
     std::fs::create_dir_all(&overlays).map_err(StageError::io(&overlays))?;
@@ -80,7 +83,9 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         let name = input.point.get("site").map_or("all", String::as_str);
         let site = FeatureSet::read(name, Ctx::file(input, "features.parquet")?)?;
         if site.d() != model.config.sizes.d || site.mask_side() != model.config.side {
-            return Err(StageError::Request(format!("the features of the site `{name}` have another size than those of the training")));
+            return Err(StageError::Request(format!(
+                "the features of the site `{name}` have another size than those of the training"
+            )));
         }
         let all: Vec<i64> = (0..site.ids.len() as i64).collect();
         let counts = score(&model, &site, &all);
@@ -126,11 +131,13 @@ fn write_scores(ctx: &Ctx, rows: &[Row], in_domain: bool) -> Result<()> {
         number("accuracy"),
         Field::new("in_domain", DataType::Boolean, false),
     ]);
-    let counts = |of: fn(&Counts) -> i64| -> ArrayRef { Arc::new(rows.iter().map(|r| of(&r.counts)).collect::<Int64Array>()) };
+    let counts =
+        |of: fn(&Counts) -> i64| -> ArrayRef { Arc::new(rows.iter().map(|r| of(&r.counts)).collect::<Int64Array>()) };
     let scores = |of: fn(&Counts) -> f64| -> ArrayRef {
         Arc::new(Float64Array::from_iter_values(rows.iter().map(|r| of(&r.counts))))
     };
-    let mut writer = frame::Writer::new(&ctx.output("scores.parquet"), schema, &[("empty masks", "both empty: overlap 1".into())])?;
+    let mut writer =
+        frame::Writer::new(&ctx.output("scores.parquet"), schema, &[("empty masks", "both empty: overlap 1".into())])?;
     writer.write(vec![
         frame::texts(rows.iter().map(|r| Some(&r.id))),
         frame::texts(rows.iter().map(|r| Some(&r.patient))),
@@ -202,7 +209,15 @@ fn outlined(image: &[u8], truth: &[bool], predicted: &[bool], side: usize) -> (V
     let mut bytes = vec![0; large * large * 3];
     let edge = |mask: &[bool], x: usize, y: usize| {
         let at = |x: usize, y: usize| mask[(y / factor) * side + x / factor];
-        at(x, y) && (x == 0 || y == 0 || x + 1 == large || y + 1 == large || !at(x - 1, y) || !at(x + 1, y) || !at(x, y - 1) || !at(x, y + 1))
+        at(x, y)
+            && (x == 0
+                || y == 0
+                || x + 1 == large
+                || y + 1 == large
+                || !at(x - 1, y)
+                || !at(x + 1, y)
+                || !at(x, y - 1)
+                || !at(x, y + 1))
     };
     for y in 0..large {
         for x in 0..large {

@@ -3,8 +3,8 @@
 //! Writes `samples.parquet` (one row a sample: id, patient, class, split, digests, original size), `pixels.parquet` (image and
 //! mask at working size), `identities.json` (for leakage checks) and `left_out.csv` (files that could not be used).
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{ArrayRef, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema};
@@ -15,7 +15,9 @@ use siteline_cache::Digest;
 use siteline_datasets::adapter::{self, OnBadFile, Sample, SiteFiles, SiteSettings};
 use siteline_datasets::decode::{self, Mask, Rgb};
 use siteline_datasets::{DatasetError, split};
-use siteline_pipeline::protocol::{Identities, Identity, OutputSpec, Purpose, RunSource, SourceFrom, SourceSpec, StageKind};
+use siteline_pipeline::protocol::{
+    Identities, Identity, OutputSpec, Purpose, RunSource, SourceFrom, SourceSpec, StageKind,
+};
 
 use super::context::Ctx;
 use super::spec::{Spec, output};
@@ -81,12 +83,12 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let samples = adapter::samples(&raw.name, &settings, &site_files(raw))?;
     let done = AtomicUsize::new(0);
     let total = samples.len();
-    let read: Vec<std::result::Result<Read, (Sample, DatasetError)>> = samples
+    let read: Vec<std::result::Result<Read, (String, DatasetError)>> = samples
         .into_par_iter()
         .map(|sample| {
             let result = read(&sample, params.size);
             done.fetch_add(1, Ordering::Relaxed);
-            result.map_err(|error| (sample, error))
+            result.map_err(|error| (sample.id, error))
         })
         .collect();
     ctx.progress(done.into_inner(), total, "images");
@@ -96,17 +98,20 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         match result {
             Ok(read) => good.push(read),
             Err((_, error)) if settings.on_bad_file == OnBadFile::Fail => return Err(error.into()),
-            Err((sample, error)) => {
+            Err((id, error)) => {
                 ctx.warn(format!("left out: {error}"));
-                bad.push((sample.id, error));
+                bad.push((id, error));
             }
         }
     }
     if good.is_empty() {
         return Err(StageError::Request(format!("the site `{}` has no usable sample", raw.name)));
     }
-    let validating =
-        split::validation_patients(good.iter().map(|r| r.sample.patient.as_str()), params.validation, params.split_seed);
+    let validating = split::validation_patients(
+        good.iter().map(|r| r.sample.patient.as_str()),
+        params.validation,
+        params.split_seed,
+    );
     let splits: Vec<&str> =
         good.iter().map(|r| if validating.contains(&r.sample.patient) { "validation" } else { "training" }).collect();
     ctx.metric("samples", good.len() as f64);
@@ -139,7 +144,10 @@ fn read(sample: &Sample, size: u32) -> std::result::Result<Read, DatasetError> {
     if (mask.width, mask.height) != original {
         return Err(DatasetError::Content {
             path: sample.mask.clone(),
-            reason: format!("the mask has {} x {} pixels, its image {} x {}", mask.width, mask.height, original.0, original.1),
+            reason: format!(
+                "the mask has {} x {} pixels, its image {} x {}",
+                mask.width, mask.height, original.0, original.1
+            ),
         });
     }
     let pixels = image.digest();
@@ -185,7 +193,10 @@ fn write_pixels(ctx: &Ctx, params: &Params, read: &[Read]) -> Result<()> {
         frame::bytes_field("image", area * 3),
         frame::bytes_field("mask", area),
     ]);
-    let notes = [("side", params.size.to_string()), ("resize", "whole image, bicubic (Catmull-Rom, antialiased); mask nearest".to_owned())];
+    let notes = [
+        ("side", params.size.to_string()),
+        ("resize", "whole image, bicubic (Catmull-Rom, antialiased); mask nearest".to_owned()),
+    ];
     let mut writer = frame::Writer::new(&ctx.output("pixels.parquet"), schema, &notes)?;
     for rows in read.chunks(ROW_GROUP) {
         writer.write(vec![

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use siteline_pipeline::protocol::StageKind;
+use siteline_pipeline::protocol::{OutputSpec, Purpose, StageKind};
 use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -22,7 +22,7 @@ use self::captions::CaptionBank;
 use self::pool::Pool;
 use crate::error::Result;
 use crate::kind::context::Ctx;
-use crate::kind::spec::{Spec, output};
+use crate::kind::spec::Spec;
 use crate::model::clip::{Clip, ClipConfig, Dense, Tokenizer, l2_normalise, weights};
 use crate::model::transformer::Activation;
 
@@ -95,7 +95,9 @@ pub fn kind() -> StageKind {
         params: schemars::schema_for!(Params),
         inputs: vec![],
         sources: vec![],
-        outputs: vec![output("clip.safetensors"), output("scores.json"), output("scores.md")],
+        outputs: ["clip.safetensors", "scores.json", "scores.md"]
+            .map(|path| OutputSpec { path: path.into(), purpose: Purpose::Result })
+            .into(),
     }
     .into()
 }
@@ -166,7 +168,8 @@ fn train(ctx: &Ctx, params: &Params, clip: &Clip, store: &nn::VarStore, bank: &C
         let scale = clip.logit_scale.clamp(0.0, 100f64.ln()).exp();
         let logits = l2_normalise(&pooled).matmul(&texts.tr()) * &scale;
         let contrastive = contrastive_loss(&logits, &bank.holds(pool, &batch, store.device()));
-        let grounded = grounded_loss(&patches, &bank.place_rows(&texts), &scale, &pool.patch_labels(&batch, store.device()));
+        let grounded =
+            grounded_loss(&patches, &bank.place_rows(&texts), &scale, &pool.patch_labels(&batch, store.device()));
         let loss = &contrastive + &grounded * params.grounded;
         optimiser.backward_step_clip_norm(&loss, 1.0);
         if step % 20 == 0 || step + 1 == params.steps {

@@ -50,12 +50,19 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         })
         .collect::<Result<Vec<_>>>()?;
     let first = sites.first().ok_or_else(|| StageError::Request("there is no site to train on".into()))?;
-    if let Some(other) = sites.iter().find(|s| s.dense.size()[1..] != first.dense.size()[1..] || s.mask_side() != first.mask_side()) {
-        return Err(StageError::Request(format!("the sites `{}` and `{}` have features of different sizes", first.site, other.site)));
+    if let Some(other) =
+        sites.iter().find(|s| s.dense.size()[1..] != first.dense.size()[1..] || s.mask_side() != first.mask_side())
+    {
+        return Err(StageError::Request(format!(
+            "the sites `{}` and `{}` have features of different sizes",
+            first.site, other.site
+        )));
     }
     let dictionary = match ctx.inputs("dictionary").next() {
         None => None,
-        Some(input) => Some(Dictionary::read(Ctx::file(input, "dictionary.safetensors")?, Ctx::file(input, "prompts.json")?)?),
+        Some(input) => {
+            Some(Dictionary::read(Ctx::file(input, "dictionary.safetensors")?, Ctx::file(input, "prompts.json")?)?)
+        }
     };
     tch::manual_seed(params.seed as i64);
     let config = SegmenterConfig {
@@ -99,7 +106,8 @@ fn write_history(ctx: &Ctx, rows: &[EpochRow]) -> Result<()> {
         number("contrast_loss", true),
         number("validation_dice", true),
     ]);
-    let column = |of: &dyn Fn(&EpochRow) -> Option<f64>| -> ArrayRef { Arc::new(rows.iter().map(of).collect::<Float64Array>()) };
+    let column =
+        |of: &dyn Fn(&EpochRow) -> Option<f64>| -> ArrayRef { Arc::new(rows.iter().map(of).collect::<Float64Array>()) };
     let mut writer = frame::Writer::new(&ctx.output("history.parquet"), schema, &[])?;
     writer.write(vec![
         Arc::new(rows.iter().map(|row| row.epoch as u32).collect::<UInt32Array>()),

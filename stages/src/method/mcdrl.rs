@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
 use super::contract::{Encoded, Method, Penalty, Represented, Sizes};
-use crate::error::{Result, StageError};
 use crate::dictionary::Dictionary;
+use crate::error::{Result, StageError};
 use crate::loss;
 use crate::model::intervention::{Intervention, Variant};
 use crate::model::transformer::l2_normalise;
@@ -99,13 +99,17 @@ impl Mcdrl {
     pub fn new(params: &Params, path: &nn::Path, sizes: &Sizes, dictionary: Option<&Dictionary>) -> Result<Self> {
         let d = sizes.d;
         if sizes.confounders == 0 || sizes.classes == 0 {
-            return Err(StageError::Request("mcdrl needs a dictionary: give the stage `needs: {dictionary: ...}`".into()));
+            return Err(StageError::Request(
+                "mcdrl needs a dictionary: give the stage `needs: {dictionary: ...}`".into(),
+            ));
         }
         let frozen = |name: &str, rows: i64, value: Option<Tensor>| -> Result<Tensor> {
             let value = value.unwrap_or_else(|| Tensor::zeros([rows, d], (Kind::Float, path.device())));
             if value.size() != [rows, d] {
                 let found = value.size();
-                return Err(StageError::Request(format!("the dictionary's rows have shape {found:?}, the features {d} dimensions: are both of one backbone?")));
+                return Err(StageError::Request(format!(
+                    "the dictionary's rows have shape {found:?}, the features {d} dimensions: are both of one backbone?"
+                )));
             }
             Ok((path / "dictionary").add(name, value.to_device(path.device()), false))
         };
@@ -115,9 +119,9 @@ impl Mcdrl {
             z: frozen("z", sizes.confounders, dictionary.map(|dict| dict.z.shallow_clone()))?,
             classes: frozen("classes", sizes.classes, dictionary.map(|dict| dict.classes.shallow_clone()))?,
             targets: frozen("targets", sizes.classes, targets)?,
-            intervention: params
-                .intervention
-                .then(|| Intervention::new(&(path / "intervention"), d, width, params.depth, params.ratio, params.variant)),
+            intervention: params.intervention.then(|| {
+                Intervention::new(&(path / "intervention"), d, width, params.depth, params.ratio, params.variant)
+            }),
             gate: (params.dropped == Dropped::Gated && params.alpha < 1.0)
                 .then(|| path.var("gate", &[], nn::Init::Const(0.0))),
             params: params.clone(),

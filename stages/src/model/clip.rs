@@ -22,7 +22,7 @@ use crate::error::Result;
 /// Mean of red, green and blue that OpenAI's weights expect to be subtracted, of values from 0 to 1.
 pub const IMAGE_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// Standard deviation that OpenAI's weights expect to be divided by.
-pub const IMAGE_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+pub const IMAGE_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// The sizes of a CLIP; all but the activation can be read off a checkpoint's shapes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -7,9 +7,7 @@ use tch::{Kind, Tensor};
 pub const HEAD_WIDTH: i64 = 64;
 
 /// The non-linearity of the MLP.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activation {
     /// x * sigmoid(1.702 x), as OpenAI's weights were trained.
@@ -37,18 +35,9 @@ pub fn layer_norm(path: &Path, width: i64) -> nn::LayerNorm {
 pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, causal: bool) -> Tensor {
     let (batch, length, width) = q.size3().expect("queries are (B, N, d)");
     let split = |x: &Tensor| x.view([batch, -1, heads, width / heads]).transpose(1, 2);
-    Tensor::scaled_dot_product_attention(
-        &split(q),
-        &split(k),
-        &split(v),
-        None::<&Tensor>,
-        0.0,
-        causal,
-        None,
-        false,
-    )
-    .transpose(1, 2)
-    .reshape([batch, length, width])
+    Tensor::scaled_dot_product_attention(&split(q), &split(k), &split(v), None::<&Tensor>, 0.0, causal, None, false)
+        .transpose(1, 2)
+        .reshape([batch, length, width])
 }
 
 /// x + attn(ln_1 x), then x + mlp(ln_2 x).

@@ -1,7 +1,7 @@
 //! The phantoms that the CLIP is trained and scored on: they belong to no site.
 
-use rand::seq::SliceRandom;
 use rand::SeedableRng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use siteline_datasets::phantom::{Confounder, LesionClass, PhantomSite, Truth};

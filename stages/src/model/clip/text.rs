@@ -29,11 +29,7 @@ impl TextTower {
                 .map(|i| Block::new(&(&resblocks / i), width, config.text_layers, config.activation, true))
                 .collect(),
             ln_final: layer_norm(&(path / "ln_final"), width),
-            text_projection: path.var(
-                "text_projection",
-                &[width, config.embed_dim],
-                normal((width as f64).powf(-0.5)),
-            ),
+            text_projection: path.var("text_projection", &[width, config.embed_dim], normal((width as f64).powf(-0.5))),
         }
     }
 

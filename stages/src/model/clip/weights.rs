@@ -36,7 +36,10 @@ pub fn load(path: &Path, activation: Activation, device: Device) -> Result<(nn::
         Some(ids) => {
             let ids = Vec::<i64>::try_from(&ids).map_err(|e| StageError::data(path, format!("`{TOKEN_IDS}`: {e}")))?;
             if ids.len() as i64 != config.vocab_size {
-                return Err(StageError::data(path, format!("`{TOKEN_IDS}` lists {} tokens for {} rows", ids.len(), config.vocab_size)));
+                return Err(StageError::data(
+                    path,
+                    format!("`{TOKEN_IDS}` lists {} tokens for {} rows", ids.len(), config.vocab_size),
+                ));
             }
             Tokenizer::pruned(&ids)
         }
@@ -123,9 +126,9 @@ fn openai_name(name: &str) -> String {
 /// Reads the sizes off the shapes, as OpenAI's own loader does.
 fn config_of(path: &Path, tensors: &Tensors, activation: Activation) -> Result<ClipConfig> {
     let shape = |name: &str, axes: usize| {
-        let tensor = tensors
-            .get(name)
-            .ok_or_else(|| StageError::data(path, format!("no CLIP: it has no `{name}` (nor Hugging Face's name for it)")))?;
+        let tensor = tensors.get(name).ok_or_else(|| {
+            StageError::data(path, format!("no CLIP: it has no `{name}` (nor Hugging Face's name for it)"))
+        })?;
         let shape = tensor.size();
         if shape.len() == axes && shape.iter().all(|n| *n > 0) {
             return Ok(shape);
@@ -139,7 +142,10 @@ fn config_of(path: &Path, tensors: &Tensors, activation: Activation) -> Result<C
     let positions = shape("visual.positional_embedding", 2)?[0];
     let grid = ((positions - 1) as f64).sqrt().round() as i64;
     if grid < 1 || grid * grid + 1 != positions {
-        return Err(StageError::data(path, format!("{positions} visual positions are not a square grid and a class token")));
+        return Err(StageError::data(
+            path,
+            format!("{positions} visual positions are not a square grid and a class token"),
+        ));
     }
     let tokens = shape("token_embedding.weight", 2)?;
     Ok(ClipConfig {

@@ -1,0 +1,93 @@
+//! Code fingerprints: a change of one source changes the kinds that reach it, and nothing else.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+#[path = "../build/fingerprint.rs"]
+mod fingerprint;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+/// A copy of the sources that fingerprints are made of.
+fn workspace() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    for part in ["stages", "datasets", "tables", "Cargo.lock"] {
+        assert!(Command::new("cp").arg("-r").arg(root.join(part)).arg(dir.path()).status().unwrap().success());
+    }
+    dir
+}
+
+/// `kind`, and `kind/method=name`, whose fingerprint changes with an edit.
+fn changed(file: &str, edit: impl FnOnce(String) -> String) -> BTreeSet<String> {
+    let dir = workspace();
+    let before = read(dir.path());
+    let path = dir.path().join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let edited = edit(text.clone());
+    assert_ne!(text, edited, "the edit changes nothing");
+    std::fs::write(&path, edited).unwrap();
+    let after = read(dir.path());
+    after.into_iter().filter(|entry| !before.contains(entry)).map(|(name, _)| name).collect()
+}
+
+fn read(workspace: &Path) -> BTreeSet<(String, String)> {
+    let all: serde_json::Value = serde_json::from_str(&fingerprint::all(workspace).unwrap()).unwrap();
+    let mut found = BTreeSet::new();
+    for (kind, code) in all.as_object().unwrap() {
+        found.insert((kind.clone(), code["base"].as_str().unwrap().to_owned()));
+        for (method, print) in code["variants"]["method"].as_object().into_iter().flatten() {
+            found.insert((format!("{kind}/method={method}"), print.as_str().unwrap().to_owned()));
+        }
+    }
+    found
+}
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[test]
+fn a_methods_source_is_that_methods_alone() {
+    let found = changed("stages/src/method/mcdrl.rs", |text| {
+        text.replace("alpha * positions as f64 + 0.5", "alpha * positions as f64 + 0.4")
+    });
+    assert_eq!(found, set(&["train/method=mcdrl", "evaluate/method=mcdrl"]));
+}
+
+#[test]
+fn what_only_one_method_reaches_is_that_methods_alone() {
+    let found = changed("stages/src/model/intervention.rs", |text| text.replace("pinverse(1e-6)", "pinverse(1e-5)"));
+    assert_eq!(found, set(&["train/method=mcdrl", "evaluate/method=mcdrl"]));
+}
+
+#[test]
+fn comments_documentation_tests_and_line_breaks_change_nothing() {
+    let found = changed("stages/src/method/mcdrl.rs", |text| {
+        format!(
+            "// A comment.\n{}\n",
+            text.replace("/// MTRS:", "/// MTRS, said otherwise:")
+                .replace("tch::manual_seed(0);", "tch::manual_seed(9);")
+        )
+    });
+    assert_eq!(found, set(&[]));
+}
+
+#[test]
+fn the_tables_code_is_the_tables_alone() {
+    assert_eq!(changed("tables/src/render.rs", |text| text.replace("###", "##")), set(&["table"]));
+}
+
+#[test]
+fn the_trainer_is_every_methods() {
+    let found =
+        changed("stages/src/trainer.rs", |text| text.replace("params.epochs * steps", "params.epochs * steps + 1"));
+    assert_eq!(found, set(&["train", "evaluate"]));
+}
+
+#[test]
+fn decoding_reaches_what_decodes() {
+    let found = changed("datasets/src/decode.rs", |text| text.replace("128\n", "127\n"));
+    assert!(found.contains("ingest") && !found.contains("train") && !found.contains("table"), "{found:?}");
+}

@@ -1,0 +1,228 @@
+//! Bad input: each gets a clear error that names the file and a non-zero exit, and the store stays whole.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use crate::space::{Space, skipped};
+
+const IMAGE: &str = "data/B/images/phantom_0004.png";
+const MASK: &str = "data/B/masks/phantom_0004.png";
+
+/// Runs a project that was finished before a file went bad: the failure names the file, everything else is kept, and the
+/// file's return is all that it takes.
+fn fails_by_name(file: &str, content: &[u8], reason: &str) {
+    let space = Space::finished();
+    let good = std::fs::read(space.path(file)).unwrap();
+    space.write(file, content);
+    let said = space.run(&["run", "--plain"]);
+    assert_eq!(said.code, 1, "{}", said.stderr);
+    let name = file.rsplit('/').next().unwrap();
+    assert!(said.stderr.contains("FAILED  ingest[site=B]"), "{}", said.stderr);
+    assert!(said.stderr.contains(name) && said.stderr.contains(reason), "{}", said.stderr);
+    assert!(said.stderr.contains("log: "), "{}", said.stderr);
+    assert!(said.stderr.contains("blocked table"), "{}", said.stderr);
+    assert_eq!(space.run(&["verify"]).code, 0);
+    space.write(file, good);
+    assert!(space.executed(&[]).is_empty(), "a failure must not be remembered");
+}
+
+fn png(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image::DynamicImage::new_rgb8(width, height).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+#[test]
+fn an_empty_image() {
+    fails_by_name(IMAGE, b"", "the file is empty");
+}
+
+#[test]
+fn a_truncated_png() {
+    let space = Space::finished();
+    let whole = std::fs::read(space.path(IMAGE)).unwrap();
+    fails_by_name(IMAGE, &whole[..whole.len() / 2], "cut short");
+}
+
+#[test]
+fn a_one_pixel_image() {
+    fails_by_name(IMAGE, &png(1, 1), "1 x 1 pixels");
+}
+
+#[test]
+fn a_mask_of_another_size() {
+    fails_by_name(MASK, &png(32, 64), "the mask has 32 x 64 pixels, its image 64 x 64");
+}
+
+#[test]
+fn a_header_that_promises_a_huge_image() {
+    let mut bytes = png(64, 64);
+    bytes[16..20].copy_from_slice(&60_000u32.to_be_bytes());
+    bytes[20..24].copy_from_slice(&60_000u32.to_be_bytes());
+    // The header's own check sum follows its 13 bytes.
+    let crc = crc32(&bytes[12..29]);
+    bytes[29..33].copy_from_slice(&crc.to_be_bytes());
+    fails_by_name(IMAGE, &bytes, "60000 x 60000");
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0xEDB8_8320 } else { crc >> 1 })
+    })
+}
+
+#[test]
+fn a_bad_file_may_be_left_out_and_is_listed() {
+    let space = Space::finished();
+    space.write(IMAGE, b"no image at all");
+    space.edit("siteline.yaml", "  B: {images:", "  B: {on_bad_file: leave-out, images:");
+    let said = space.run(&["run", "--plain"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    assert!(said.stderr.contains("left out:") && said.stderr.contains("phantom_0004.png"), "{}", said.stderr);
+    let trace = space.run(&["trace", "ingest[site=B]", "--json"]);
+    let lineage: serde_json::Value = serde_json::from_str(&trace.stdout).unwrap();
+    assert_eq!(lineage["metrics"]["left out"], 1.0);
+    let listed = lineage["outputs"].as_array().unwrap().iter().find(|o| o["path"] == "left_out.csv").unwrap();
+    let digest = listed["digest"].as_str().unwrap();
+    let text = space.read(&format!(".siteline/objects/{}/{}", &digest[..2], &digest[2..]));
+    assert!(text.contains("phantom_0004,\"it is no image of a known format"), "{text}");
+}
+
+#[test]
+fn bad_weights_are_named() {
+    let space = Space::finished();
+    space.write("clip.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{\"lies\": true   ");
+    let said = space.run(&["run", "--plain"]);
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("clip.safetensors: not a whole safetensors file"), "{}", said.stderr);
+}
+
+/// The object of an instance's output.
+fn object(space: &Space, instance: &str, output: &str) -> PathBuf {
+    let trace = space.run(&["trace", instance, "--json"]);
+    let lineage: serde_json::Value = serde_json::from_str(&trace.stdout).unwrap();
+    let found = lineage["outputs"].as_array().unwrap().iter().find(|o| o["path"] == output).unwrap();
+    let digest = found["digest"].as_str().unwrap();
+    space.path(&format!(".siteline/objects/{}/{}", &digest[..2], &digest[2..]))
+}
+
+fn damage(path: &PathBuf, change: impl FnOnce(&mut Vec<u8>)) {
+    assert!(std::fs::metadata(path).unwrap().permissions().readonly(), "objects are read-only");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let mut bytes = std::fs::read(path).unwrap();
+    change(&mut bytes);
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_parquet_file_cut_short_in_the_store_is_made_anew() {
+    let space = Space::finished();
+    damage(&object(&space, "features[site=A,backbone=tiny]", "features.parquet"), |bytes| {
+        bytes.truncate(bytes.len() / 2);
+    });
+    let why = space.run(&["why", "features[site=A]"]);
+    assert!(why.stdout.contains("its output features.parquet is missing or damaged"), "{}", why.stdout);
+    assert_eq!(space.executed(&[]), ["features[site=A,backbone=tiny]".to_owned()].into());
+}
+
+#[test]
+fn a_flipped_bit_is_found_by_verify_and_made_anew() {
+    let space = Space::finished();
+    let name = "train[method=erm,backbone=tiny,held_out=A,seed=0]";
+    let path = object(&space, name, "model.safetensors");
+    damage(&path, |bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+    });
+    let said = space.run(&["verify"]);
+    assert_eq!(said.code, 1);
+    assert!(said.stdout.contains(name) && said.stdout.contains("set aside as"), "{}", said.stdout);
+    assert_eq!(space.executed(&[]), [name.to_owned()].into());
+    assert_eq!(space.run(&["verify"]).code, 0);
+}
+
+#[test]
+fn a_stage_that_reads_a_damaged_object_fails_and_the_next_run_mends_it() {
+    let space = Space::finished();
+    damage(&object(&space, "features[site=A,backbone=tiny]", "features.parquet"), |bytes| {
+        let end = bytes.len() - 40;
+        bytes[end..].fill(0xff);
+    });
+    // Same size, so nothing shows until it is read.
+    let said = space.run(&["run", "--plain", "--set", "stages.evaluate.with.overlays=2"]);
+    assert_eq!(said.code, 1, "{}", said.stderr);
+    assert!(said.stderr.contains("was damaged in the store"), "{}", said.stderr);
+    let said = space.run(&["run", "--plain", "--set", "stages.evaluate.with.overlays=2"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    assert!(said.executed().contains("features[site=A,backbone=tiny]"), "{}", said.stderr);
+}
+
+#[test]
+fn a_file_that_disappears_is_named() {
+    let space = Space::fresh();
+    std::fs::remove_file(space.path(MASK)).unwrap();
+    let said = space.run(&["run", "--plain"]);
+    assert_eq!(said.code, 2);
+    assert!(
+        said.stderr.contains("siteline.yaml:5:") && said.stderr.contains("1 of 10 images of the site `B` have no mask"),
+        "{}",
+        said.stderr
+    );
+    assert!(said.stderr.contains("masks/phantom_0004.png"), "{}", said.stderr);
+}
+
+#[test]
+fn a_store_that_cannot_be_written_is_named() {
+    let space = Space::fresh();
+    let said = space.run(&["run", "--plain", "--store", "/proc/siteline-store"]);
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("failed to create /proc/siteline-store"), "{}", said.stderr);
+    // A plan changes nothing on disk, so it needs no store.
+    assert_eq!(space.run(&["plan", "--store", "/proc/siteline-store"]).code, 0);
+    assert!(!space.path(".siteline").exists());
+}
+
+#[test]
+fn a_full_disk_fails_what_does_not_fit_and_nothing_else() {
+    let space = Space::fresh();
+    std::fs::create_dir(space.path("small")).unwrap();
+    let small = space.path("small");
+    let mounted =
+        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=700k", "tmpfs"]).arg(&small).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        return skipped("no small file system can be mounted here (that takes root)");
+    }
+    let said = space.run(&["run", "--plain", "--store", "small/store"]);
+    let whole = space.run(&["verify", "--store", "small/store"]);
+    let unmounted = std::process::Command::new("umount").arg("-l").arg(&small).status();
+    assert!(unmounted.is_ok_and(|status| status.success()));
+    assert_eq!(said.code, 1, "{}", said.stderr);
+    assert!(
+        said.stderr.to_lowercase().contains("no space left") || said.stderr.contains("disk is full"),
+        "{}",
+        said.stderr
+    );
+    assert!(whole.stdout.contains("hold") && !whole.stdout.contains("damaged"), "{}\n{}", whole.stdout, whole.stderr);
+}
+
+#[test]
+fn the_same_patient_or_the_same_pixels_on_both_sides_are_refused() {
+    let space = Space::finished();
+    // One image of A, in another file format, appears at B.
+    let picture = image::open(space.path("data/A/images/phantom_0001.png")).unwrap();
+    picture.save(space.path("data/B/images/phantom_0002.png")).unwrap();
+    let said = space.run(&["run", "--plain"]);
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("leakage:") && said.stderr.contains("has the very pixels of"), "{}", said.stderr);
+    assert_eq!(space.run(&["audit"]).code, 1);
+
+    let space = Space::finished();
+    space.edit("siteline.yaml", "  A: {images:", "  A: {patient_group: hospital, images:");
+    space.edit("siteline.yaml", "  B: {images:", "  B: {patient_group: hospital, images:");
+    let said = space.run(&["run", "--plain"]);
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("shows the patient `hospital/p"), "{}", said.stderr);
+    let trained_anyway =
+        said.executed().iter().any(|name| name.starts_with("evaluate") && !name.contains("held_out=C"));
+    assert!(!trained_anyway, "a leaking score was computed: {}", said.stderr);
+}

@@ -1,0 +1,105 @@
+//! Kills and company: whatever happens to a run, the next one just works.
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::space::{Said, Space};
+
+/// Key to output digests of every record in a store.
+fn records(space: &Space) -> BTreeMap<String, serde_json::Value> {
+    let mut found = BTreeMap::new();
+    for folder in std::fs::read_dir(space.path(".siteline/records")).unwrap() {
+        for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            let record: serde_json::Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
+            found.insert(record["key"].as_str().unwrap().to_owned(), record["outputs"].clone());
+        }
+    }
+    found
+}
+
+/// Processes whose command line names the folder or that run in it.
+fn workers_in(space: &Space) -> usize {
+    let root = std::fs::canonicalize(space.root()).unwrap();
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes.filter(|p| std::fs::read_link(p.path().join("cwd")).is_ok_and(|cwd| cwd == root)).count()
+}
+
+#[test]
+fn a_run_that_is_killed_at_any_moment_is_followed_by_one_that_just_works() {
+    let clean = records(&Space::finished());
+    let space = Space::fresh();
+    let mut interrupted = 0;
+    let mut finished_before = 0;
+    for round in 0..8u64 {
+        let mut child = space.command(&["run", "--plain"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Spread over the run, and different on every machine: any moment will do.
+        std::thread::sleep(Duration::from_millis(150 + 260 * round));
+        let over = child.try_wait().unwrap().is_some();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        interrupted += usize::from(!over);
+        let whole = records(&space).len();
+        assert!(whole >= finished_before, "a finished result was lost");
+        finished_before = whole;
+    }
+    assert!(interrupted > 0, "no run was interrupted: the fault never happened");
+    let said = space.run(&["run", "--plain"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    assert_eq!(said.executed().len(), clean.len() - finished_before, "a finished instance was repeated");
+    assert_eq!(records(&space), clean);
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(workers_in(&space), 0, "a worker outlived its driver");
+}
+
+#[test]
+fn two_runs_at_once_execute_each_instance_once() {
+    let space = Space::fresh();
+    let spawn = || space.command(&["run", "--plain"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (one, two) = (spawn(), spawn());
+    let (one, two) = (Said::from(one.wait_with_output().unwrap()), Said::from(two.wait_with_output().unwrap()));
+    assert_eq!((one.code, two.code), (0, 0), "{}\n{}", one.stderr, two.stderr);
+    let (a, b) = (one.executed(), two.executed());
+    assert_eq!(a.intersection(&b).collect::<Vec<_>>(), Vec::<&String>::new(), "executed twice");
+    assert_eq!(a.len() + b.len(), records(&Space::finished()).len());
+}
+
+#[test]
+fn a_stopped_run_ends_in_order_and_goes_on_later() {
+    let space = Space::fresh();
+    // Long enough to be met in the middle on any machine.
+    let arguments = ["run", "--plain", "--set", "stages.train.with.epochs=60"];
+    let child = space.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    let told = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(told.success());
+    let said = Said::from(child.wait_with_output().unwrap());
+    assert_eq!(said.code, 130, "{}", said.stderr);
+    assert!(said.stdout.contains("Stopped in"), "{}", said.stdout);
+    let before = records(&space).len();
+    let again = space.run(&arguments);
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    assert_eq!(again.executed().len(), records(&space).len() - before);
+}
+
+#[test]
+fn the_ledger_is_made_anew_when_it_is_gone_or_damaged() {
+    let space = Space::finished();
+    std::fs::remove_file(space.path(".siteline/ledger.db")).unwrap();
+    assert!(space.executed(&[]).is_empty());
+    std::fs::write(
+        space.path(".siteline/ledger.db"),
+        b"this is no database, though it is long enough to be looked at as one",
+    )
+    .unwrap();
+    for suffix in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(space.path(&format!(".siteline/ledger.db{suffix}")));
+    }
+    let said = space.run(&["run", "--plain"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    assert!(said.executed().is_empty());
+    assert!(said.stderr.contains("ledger was damaged"), "{}", said.stderr);
+    let why = space.run(&["why", "table", "--set", "stages.table.with.decimals=4"]);
+    assert!(why.stdout.contains("parameter decimals: 1 -> 4"), "{}", why.stdout);
+}

@@ -1,0 +1,165 @@
+//! What reruns after which change: exactly what depends on it.
+
+use std::collections::BTreeSet;
+
+use crate::space::{Space, worker};
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// Trainings and evaluations of methods with the given sites held out.
+fn train_and_evaluate(methods: &[&str], trained: &[&str], evaluated: &[&str]) -> BTreeSet<String> {
+    let name = |stage: &str, method: &str, site: &str| {
+        format!("{stage}[method={method},backbone=tiny,held_out={site},seed=0]")
+    };
+    let mut names = BTreeSet::new();
+    for method in methods {
+        names.extend(trained.iter().map(|site| name("train", method, site)));
+        names.extend(evaluated.iter().map(|site| name("evaluate", method, site)));
+    }
+    names
+}
+
+fn union(sets: &[BTreeSet<String>]) -> BTreeSet<String> {
+    sets.iter().flatten().cloned().collect()
+}
+
+const ALL: [&str; 3] = ["A", "B", "C"];
+
+#[test]
+fn nothing_changed_runs_nothing_and_says_so() {
+    let space = Space::finished();
+    assert_eq!(space.executed(&[]), set(&[]));
+    let said = space.run(&["plan"]);
+    assert!(said.stdout.contains("Everything is up to date."), "{}", said.stdout);
+}
+
+#[test]
+fn a_project_that_moved_runs_nothing_and_keeps_its_results() {
+    let space = Space::finished();
+    std::fs::create_dir(space.path("elsewhere")).unwrap();
+    for name in ["siteline.yaml", "prompts.yaml", "clip.safetensors", "data", ".siteline"] {
+        std::fs::rename(space.path(name), space.path("elsewhere").join(name)).unwrap();
+    }
+    assert_eq!(space.executed(&["-m", "elsewhere/siteline.yaml"]), set(&[]));
+}
+
+#[test]
+fn one_changed_image_reruns_its_site_and_what_depends_on_it() {
+    let space = Space::finished();
+    space.repaint("data/B/images/phantom_0003.png");
+    let expected = union(&[
+        set(&["ingest[site=B]", "features[site=B,backbone=tiny]", "table"]),
+        train_and_evaluate(&["erm", "mcdrl"], &["A", "C"], &ALL),
+    ]);
+    assert_eq!(space.executed(&[]), expected);
+}
+
+#[test]
+fn a_touched_file_reruns_nothing() {
+    let space = Space::finished();
+    let image = space.path("data/A/images/phantom_0000.png");
+    let content = std::fs::read(&image).unwrap();
+    std::fs::write(&image, content).unwrap();
+    assert_eq!(space.executed(&[]), set(&[]));
+}
+
+#[test]
+fn an_edited_prompt_reruns_what_reads_the_dictionary() {
+    let space = Space::finished();
+    space.edit("prompts.yaml", "dark lighting", "little light");
+    let expected = union(&[set(&["confounders[backbone=tiny]", "table"]), train_and_evaluate(&["mcdrl"], &ALL, &ALL)]);
+    assert_eq!(space.executed(&[]), expected);
+}
+
+#[test]
+fn a_comment_in_the_prompts_stops_where_the_content_is_equal_again() {
+    let space = Space::finished();
+    space.write("prompts.yaml", format!("# a comment\n{}", space.read("prompts.yaml")));
+    let said = space.run(&["run", "--plain"]);
+    assert_eq!(said.executed(), set(&["confounders[backbone=tiny]"]), "{}", said.stderr);
+    assert!(said.stderr.contains("same    train[method=mcdrl"), "{}", said.stderr);
+}
+
+#[test]
+fn changed_code_of_one_method_reruns_that_method() {
+    let space = Space::finished();
+    // A worker whose description says that the sources of one method are others: the description is what the build makes
+    // of the sources (stages/tests/fingerprint.rs).
+    let copy = space.path("siteline-worker");
+    std::fs::copy(worker(), &copy).unwrap();
+    let described = space.run(&["--worker", copy.to_str().unwrap(), "plan"]);
+    assert_eq!(described.code, 0, "{}", described.stderr);
+    let kinds = space.path("siteline-worker.kinds.json");
+    let mut description: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&kinds).unwrap()).unwrap();
+    for kind in description["kinds"].as_array_mut().unwrap() {
+        if let Some(method) = kind["code"]["variants"].get_mut("method") {
+            method["mcdrl"] = "0".repeat(64).into();
+        }
+    }
+    std::fs::write(&kinds, description.to_string()).unwrap();
+    let expected = union(&[set(&[]), train_and_evaluate(&["mcdrl"], &ALL, &ALL)]);
+    assert_eq!(
+        space.executed(&["--worker", copy.to_str().unwrap()]),
+        expected,
+        "the scores came out the same, so no table"
+    );
+}
+
+#[test]
+fn epochs_of_one_method_rerun_that_method() {
+    let space = Space::finished();
+    space.edit(
+        "siteline.yaml",
+        "    with: {epochs: 2, batch: 8, head_width: 8, mcdrl: {after_epoch: 1}}",
+        "    with: {epochs: 2, batch: 8, head_width: 8, mcdrl: {after_epoch: 1}}\n    overrides: [{when: method == erm, with: {epochs: 3}}]",
+    );
+    let why = space.run(&["why", "train[method=erm,held_out=A]"]);
+    assert!(why.stdout.contains("parameter epochs: 2 -> 3"), "{}", why.stdout);
+    let expected = union(&[set(&["table"]), train_and_evaluate(&["erm"], &ALL, &ALL)]);
+    assert_eq!(space.executed(&[]), expected);
+}
+
+#[test]
+fn a_parameter_of_one_method_reruns_no_other() {
+    let space = Space::finished();
+    let expected = union(&[set(&["table"]), train_and_evaluate(&["mcdrl"], &ALL, &ALL)]);
+    assert_eq!(space.executed(&["--set", "stages.train.with.mcdrl.alpha=0.25"]), expected);
+}
+
+#[test]
+fn a_further_site_leaves_the_others_ingested_and_encoded() {
+    let space = Space::finished();
+    space.write("sites.yaml", "seed: 3\nsize: 64\nsites:\n  D: {count: 10, patients: 5}\n");
+    assert_eq!(space.run(&["phantoms", "sites.yaml", "--out", "data"]).code, 0);
+    let manifest = space.read("siteline.yaml");
+    let line = manifest.lines().find(|line| line.starts_with("  C: ")).unwrap();
+    space.edit(
+        "siteline.yaml",
+        line,
+        &format!("{line}\n{}", line.replace("  C: ", "  D: ").replace("data/C", "data/D")),
+    );
+    let all = ["A", "B", "C", "D"];
+    let expected = union(&[
+        set(&["ingest[site=D]", "features[site=D,backbone=tiny]", "table"]),
+        train_and_evaluate(&["erm", "mcdrl"], &all, &all),
+    ]);
+    assert_eq!(space.executed(&[]), expected);
+}
+
+#[test]
+fn a_changed_table_format_reruns_the_table_alone() {
+    let space = Space::finished();
+    assert_eq!(space.executed(&["--set", "stages.table.with.decimals=3"]), set(&["table"]));
+}
+
+#[test]
+fn the_same_inputs_give_the_same_bytes() {
+    let (one, two) = (Space::finished(), Space::fresh());
+    assert_eq!(two.run(&["run", "--plain", "-j", "1"]).code, 0);
+    for file in ["table.md", "table.csv", "table.tex", "table.parquet", "figures/A.svg", "report.html"] {
+        let read = |space: &Space| std::fs::read(space.path("results/study").join(file)).unwrap();
+        assert!(read(&one) == read(&two), "{file} differs between two runs of the same project");
+    }
+}

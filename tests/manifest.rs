@@ -1,0 +1,150 @@
+//! Mistakes in a manifest, as the user sees them: file, line, column, the text underlined, a hint.
+
+use crate::space::Space;
+
+/// Shows what `plan` says of a manifest in which one text was replaced.
+fn mistake(name: &str, from: &str, to: &str) {
+    let space = Space::fresh();
+    space.edit("siteline.yaml", from, to);
+    let said = space.run(&["plan"]);
+    assert_eq!(said.code, 2, "{}\n{}", said.stdout, said.stderr);
+    insta::assert_snapshot!(name, said.snapshot(&space));
+}
+
+#[test]
+fn unknown_key() {
+    mistake("unknown_key", "name: study\n", "name: study\nbackbone: {}\n");
+}
+
+#[test]
+fn unknown_parameter() {
+    mistake("unknown_parameter", "epochs: 2", "epocs: 2");
+}
+
+#[test]
+fn parameter_of_a_wrong_type() {
+    mistake("wrong_type", "epochs: 2", "epochs: many");
+}
+
+#[test]
+fn unknown_stage() {
+    mistake("unknown_stage", "model: train", "model: trian");
+}
+
+#[test]
+fn unknown_stage_kind() {
+    mistake("unknown_kind", "uses: evaluate", "uses: evalute");
+}
+
+#[test]
+fn unknown_input() {
+    mistake("unknown_input", "{samples: ingest}", "{sample: ingest}");
+}
+
+#[test]
+fn cycle() {
+    mistake(
+        "cycle",
+        "  ingest: {uses: ingest, per: [site], with: {size: 48}}\n  features: {uses: clip-features, per: [site, backbone], needs: {samples: ingest}}",
+        "  ingest: {uses: clip-features, per: [site, backbone], needs: {samples: features}}\n  features: {uses: clip-features, per: [site, backbone], needs: {samples: ingest}}",
+    );
+}
+
+#[test]
+fn missing_axis() {
+    mistake("missing_axis", "per: [site, backbone], needs", "per: [site, backbones], needs");
+}
+
+#[test]
+fn axis_that_a_kind_needs() {
+    mistake("needed_axis", "ingest: {uses: ingest, per: [site],", "ingest: {uses: ingest,");
+}
+
+#[test]
+fn value_that_a_parameter_cannot_have() {
+    mistake("axis_value", "method: [erm, mcdrl]", "method: [erm, mcrdl]");
+}
+
+#[test]
+fn bad_where() {
+    mistake("bad_where", "where: site != held_out}\n      dictionary", "where: site =! held_out}\n      dictionary");
+}
+
+#[test]
+fn where_with_an_unknown_axis() {
+    mistake(
+        "where_unknown_axis",
+        "where: site != held_out}\n      dictionary",
+        "where: site != hold_out}\n      dictionary",
+    );
+}
+
+#[test]
+fn unreadable_file() {
+    mistake("unreadable_file", "prompts: prompts.yaml", "prompts: promts.yaml");
+}
+
+#[test]
+fn pattern_that_matches_nothing() {
+    mistake("empty_pattern", "data/A/images/*.png", "data/A/images/*.jpg");
+}
+
+#[test]
+fn images_without_masks() {
+    mistake("unpaired", "data/A/masks/{stem}.png", "data/A/masks/{stem}_mask.png");
+}
+
+#[test]
+fn path_out_of_the_project() {
+    mistake("climbing_path", "weights: clip.safetensors", "weights: ../clip.safetensors");
+}
+
+#[test]
+fn no_yaml() {
+    mistake("no_yaml", "axes:\n", "axes: [\n");
+}
+
+#[test]
+fn need_that_finds_too_much() {
+    mistake("join_too_much", "      model: train\n", "      model: {stage: train, where: method == erm}\n");
+}
+
+#[test]
+fn leakage_is_refused_with_its_path() {
+    mistake("leakage", "features: {stage: features, where: site != held_out}\n", "features: features\n");
+}
+
+#[test]
+fn several_mistakes_are_shown_at_once() {
+    let space = Space::fresh();
+    space.edit("siteline.yaml", "epochs: 2", "epocs: 2");
+    space.edit("siteline.yaml", "model: train", "model: trian");
+    let said = space.run(&["plan"]);
+    assert!(
+        said.stderr.contains("epocs") && said.stderr.contains("trian") && said.stderr.contains("2 errors"),
+        "{}",
+        said.stderr
+    );
+}
+
+#[test]
+fn in_domain_scores_are_allowed_when_said_and_marked_in_the_table() {
+    let space = Space::finished();
+    space.edit("siteline.yaml", "features: {stage: features, where: site != held_out}\n", "features: features\n");
+    space.edit("siteline.yaml", "    with: {overlays: 1}\n", "    with: {overlays: 1}\n    in_domain: true\n");
+    let said = space.run(&["run", "--plain"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let table = space.read("results/study/table.md");
+    assert!(table.contains('†') && table.contains("in-domain"), "{table}");
+    assert!(space.run(&["audit"]).stdout.contains("in-domain, as the manifest says"));
+}
+
+#[test]
+fn the_schema_accepts_what_the_program_accepts() {
+    let space = Space::fresh();
+    let schema: serde_json::Value = serde_json::from_str(&space.run(&["schema"]).stdout).unwrap();
+    assert_eq!(schema["properties"]["stages"]["additionalProperties"]["$ref"], "#/$defs/Stage");
+    for key in ["uses", "per", "needs", "with", "overrides", "resources", "in_domain"] {
+        assert!(schema["$defs"]["Stage"]["properties"].get(key).is_some(), "the schema lacks `{key}`");
+    }
+}

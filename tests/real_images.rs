@@ -1,0 +1,40 @@
+//! Real multi-site images, where a machine has them.
+
+use std::path::Path;
+
+use crate::space::{Space, skipped};
+
+#[test]
+fn real_sites_run_from_raw_files_to_the_table() {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data");
+    let data = std::env::var("SITELINE_TEST_DATA").unwrap_or_else(|_| default.to_owned());
+    if !Path::new(&data).join("polyp/kvasir/images").is_dir() {
+        return skipped("SITELINE_TEST_DATA names no folder with polyp/{kvasir,cvc_clinicdb,etis_larib}");
+    }
+    let space = Space::fresh();
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/polyp-three-centres.yaml");
+    let set = format!("params.data={data}");
+    let store = space.path("store");
+    let arguments = [
+        "run",
+        "--plain",
+        "-m",
+        manifest,
+        "--store",
+        store.to_str().unwrap(),
+        "--only",
+        "table",
+        "--set",
+        &set,
+        "--set",
+        "axes.seed=[0]",
+        "--set",
+        "stages.train.with.epochs=2",
+        "--set",
+        "name=real-images-test",
+    ];
+    let said = space.run(&arguments);
+    let _ = std::fs::remove_dir_all(concat!(env!("CARGO_MANIFEST_DIR"), "/results/real-images-test"));
+    assert_eq!(said.code, 0, "{}\n{}", said.stdout, said.stderr);
+    assert!(said.stdout.contains("| cvc_clinicdb"), "{}", said.stdout);
+}

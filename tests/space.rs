@@ -1,0 +1,201 @@
+//! A project in a folder of its own, and the ways to change it, run it and look at it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+/// The command line.
+pub fn siteline() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_siteline"))
+}
+
+/// The worker, built beside the command line.
+pub fn worker() -> PathBuf {
+    let path = siteline().with_file_name("siteline-worker");
+    assert!(path.exists(), "{} is not there: build the workspace first", path.display());
+    path
+}
+
+/// A folder with a project in it.
+pub struct Space {
+    dir: TempDir,
+}
+
+/// What a command came to.
+pub struct Said {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+const MANIFEST: &str = r#"siteline: 1
+name: study
+sites:
+  A: {images: data/A/images/*.png, masks: "data/A/masks/{stem}.png", table: data/A/truth.csv, class: {column: class}, patient: {column: patient}}
+  B: {images: data/B/images/*.png, masks: "data/B/masks/{stem}.png", table: data/B/truth.csv, class: {column: class}, patient: {column: patient}}
+  C: {images: data/C/images/*.png, masks: "data/C/masks/{stem}.png", table: data/C/truth.csv, class: {column: class}, patient: {column: patient}}
+backbones:
+  tiny: {weights: clip.safetensors}
+axes:
+  backbone: [tiny]
+  method: [erm, mcdrl]
+  held_out: sites
+  seed: [0]
+stages:
+  ingest: {uses: ingest, per: [site], with: {size: 48}}
+  features: {uses: clip-features, per: [site, backbone], needs: {samples: ingest}}
+  confounders: {uses: confounder-dictionary, per: [backbone], with: {prompts: prompts.yaml}}
+  train:
+    uses: train
+    per: [method, backbone, held_out, seed]
+    needs:
+      features: {stage: features, where: site != held_out}
+      dictionary: {stage: confounders, when: method == mcdrl}
+    with: {epochs: 2, batch: 8, head_width: 8, mcdrl: {after_epoch: 1}}
+  evaluate:
+    uses: evaluate
+    per: [method, backbone, held_out, seed]
+    needs:
+      model: train
+      features: {stage: features, where: site == held_out}
+      samples: {stage: ingest, where: site == held_out}
+    with: {overlays: 1}
+  table: {uses: table, needs: {scores: evaluate}}
+"#;
+
+const SITES: &str = "seed: 3\nsize: 64\nsites:\n  A: {count: 10, patients: 5}\n  B: {count: 10, patients: 5}\n  C: {count: 10, patients: 5}\n";
+
+/// A project that was run once, made once for all tests.
+fn finished() -> &'static Path {
+    static FINISHED: OnceLock<TempDir> = OnceLock::new();
+    FINISHED
+        .get_or_init(|| {
+            let space = Space::fresh();
+            let said = space.run(&["run", "--plain"]);
+            assert_eq!(said.code, 0, "the first run fails:\n{}", said.stderr);
+            space.dir
+        })
+        .path()
+}
+
+impl Space {
+    /// A project that was never run.
+    pub fn fresh() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let space = Self { dir };
+        space.write("siteline.yaml", MANIFEST);
+        space.write("sites.yaml", SITES);
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+        fs::copy(repository.join("manifests/prompts/endoscopy.yaml"), space.path("prompts.yaml")).unwrap();
+        fs::copy(repository.join("weights/phantom-clip.safetensors"), space.path("clip.safetensors")).unwrap();
+        let said = space.run(&["phantoms", "sites.yaml", "--out", "data"]);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        space
+    }
+
+    /// A project whose run is finished, in a place of its own.
+    pub fn finished() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let copied = Command::new("cp").arg("-a").arg(finished().join(".")).arg(dir.path()).status().unwrap();
+        assert!(copied.success());
+        Self { dir }
+    }
+
+    /// A file of the project.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    /// Replaces a text that must be there.
+    pub fn edit(&self, name: &str, from: &str, to: &str) {
+        let text = self.read(name);
+        assert!(text.contains(from), "{name} has no `{from}`");
+        self.write(name, text.replace(from, to));
+    }
+
+    /// A command in the project's folder, not started yet.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(siteline());
+        command.current_dir(self.root()).args(arguments);
+        for name in ["SITELINE_MANIFEST", "SITELINE_STORE", "SITELINE_WORKER", "RUST_LOG"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// Runs `siteline` with arguments.
+    pub fn run(&self, arguments: &[&str]) -> Said {
+        Said::from(self.command(arguments).output().unwrap())
+    }
+
+    /// Runs `siteline run` and returns the instances that were executed.
+    pub fn executed(&self, arguments: &[&str]) -> BTreeSet<String> {
+        let said = self.run(&[&["run", "--plain"], arguments].concat());
+        assert_eq!(said.code, 0, "{}\n{}", said.stdout, said.stderr);
+        said.executed()
+    }
+
+    /// Changes one image so that it differs at any working size.
+    pub fn repaint(&self, name: &str) {
+        let mut picture = image::open(self.path(name)).unwrap().into_rgb8();
+        picture.pixels_mut().for_each(|p| p.0 = p.0.map(|c| c / 2 + 40));
+        picture.save(self.path(name)).unwrap();
+    }
+}
+
+impl Said {
+    /// The instances that ended with a result of their own.
+    pub fn executed(&self) -> BTreeSet<String> {
+        let lines = self.stderr.lines().filter_map(|line| line.split_once("] done    "));
+        lines.filter_map(|(_, rest)| rest.rsplit_once(" (").map(|(name, _)| name.to_owned())).collect()
+    }
+
+    /// Exit code and both streams, paths of this test filtered, for a snapshot.
+    pub fn snapshot(&self, space: &Space) -> String {
+        let root = fs::canonicalize(space.root()).unwrap();
+        let clean = |text: &str| {
+            text.replace(&root.display().to_string(), "[PROJECT]")
+                .replace(&space.root().display().to_string(), "[PROJECT]")
+        };
+        let trimmed = |text: &str| text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
+        format!(
+            "exit code {}\n--- stdout\n{}\n--- stderr\n{}",
+            self.code,
+            trimmed(&clean(&self.stdout)),
+            trimmed(&clean(&self.stderr))
+        )
+    }
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Says loudly that a test did not run.
+pub fn skipped(why: &str) {
+    eprintln!("SKIPPED: {why}");
+}
