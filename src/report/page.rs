@@ -106,9 +106,12 @@ fn figures(store: &Store, record: &Record) -> Result<Vec<String>, CommandError> 
     files.map(|o| Ok(String::from_utf8_lossy(&store.read(&o.digest)?).into_owned())).collect()
 }
 
+/// Pictures with their labels, by site and image.
+type Pictures = BTreeMap<(String, String), Vec<(String, String)>>;
+
 /// Overlays, of one seed: site by site, each image with what the methods predict for it.
 fn overlays(planner: &Planner, plan: &Plan) -> Result<Vec<Value>, CommandError> {
-    let mut by_image: BTreeMap<(String, String), Vec<(String, String)>> = BTreeMap::new();
+    let mut by_image: Pictures = BTreeMap::new();
     for node in &planner.graph.order {
         let State::Cached(record) = plan.state(*node) else { continue };
         let instance = &planner.graph.dag[*node];
@@ -119,10 +122,11 @@ fn overlays(planner: &Planner, plan: &Plan) -> Result<Vec<Value>, CommandError> 
         for output in record.outputs.iter().filter(|o| o.path.starts_with("overlays/") && o.path.ends_with(".png")) {
             let file = output.path.trim_start_matches("overlays/").trim_end_matches(".png");
             let (site, id) = file.split_once('.').unwrap_or(("", file));
+            let several = |axis: &str| planner.loaded.axes().get(axis).is_some_and(|values| values.len() > 1);
             let label: Vec<_> = instance
                 .point
                 .iter()
-                .filter(|(axis, _)| !["held_out", "seed"].contains(&axis.as_str()))
+                .filter(|(axis, _)| several(axis) && !["held_out", "seed"].contains(&axis.as_str()))
                 .map(|(_, v)| v.clone())
                 .collect();
             let bytes = base64::engine::general_purpose::STANDARD.encode(planner.store.read(&output.digest)?);

@@ -7,10 +7,10 @@ use crate::ResultsTable;
 /// Fill colours of the rows, told apart also without colour vision (after Okabe and Ito 2008).
 pub const COLOURS: [&str; 8] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#777777"];
 
-const WIDTH: f64 = 360.0;
+const WIDTH: f64 = 380.0;
 const BAR: f64 = 26.0;
 const GAP: f64 = 8.0;
-const LEFT: f64 = 110.0;
+const LEFT: f64 = 120.0;
 const RIGHT: f64 = 60.0;
 const TOP: f64 = 30.0;
 
@@ -42,7 +42,7 @@ pub fn bars(table: &ResultsTable, column: &str) -> String {
             r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{}</text>"#,
             LEFT - 8.0,
             middle + 4.0,
-            xml(&row.join(" · "))
+            xml(&label(table, row))
         ));
         let Some(cell) = table.cell(metric, row, column) else { continue };
         let (mean, std) = (cell.mean * 100.0, cell.std.unwrap_or(0.0) * 100.0);
@@ -69,6 +69,19 @@ pub fn bars(table: &ResultsTable, column: &str) -> String {
     }
     put("</svg>".to_owned());
     svg
+}
+
+/// A row's label: the axes that tell rows apart, shortened from the front if need be.
+fn label(table: &ResultsTable, row: &[String]) -> String {
+    const LONGEST: usize = 17;
+    let telling = |place: usize| table.rows.len() == 1 || table.rows.iter().any(|other| other[place] != row[place]);
+    let parts: Vec<&str> =
+        row.iter().enumerate().filter(|(place, _)| telling(*place)).map(|(_, v)| v.as_str()).collect();
+    let text = parts.join(" · ");
+    match text.chars().count() {
+        count if count > LONGEST => format!("…{}", text.chars().skip(count - LONGEST).collect::<String>()),
+        _ => text,
+    }
 }
 
 fn xml(text: &str) -> String {
