@@ -148,3 +148,41 @@ fn the_schema_accepts_what_the_program_accepts() {
         assert!(schema["$defs"]["Stage"]["properties"].get(key).is_some(), "the schema lacks `{key}`");
     }
 }
+
+#[test]
+fn images_and_masks_may_lie_in_one_folder() {
+    let space = Space::fresh();
+    std::fs::create_dir(space.path("flat")).unwrap();
+    for index in 0..10 {
+        let name = format!("phantom_{index:04}");
+        std::fs::copy(space.path(&format!("data/A/images/{name}.png")), space.path(&format!("flat/{name}.png")))
+            .unwrap();
+        std::fs::copy(space.path(&format!("data/A/masks/{name}.png")), space.path(&format!("flat/{name}_mask.png")))
+            .unwrap();
+    }
+    space.edit("siteline.yaml", "data/A/images/*.png", "flat/*.png");
+    space.edit("siteline.yaml", "data/A/masks/{stem}.png", "flat/{stem}_mask.png");
+    let said = space.run(&["run", "--plain", "--only", "ingest[site=A]"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let lineage = space.run(&["trace", "ingest[site=A]"]);
+    assert!(lineage.stdout.contains("10 images, 10 masks"), "{}", lineage.stdout);
+}
+
+/// The README's manifest for one's own sites is at most 15 lines, and it plans.
+#[test]
+fn the_readmes_manifest_plans() {
+    let readme = include_str!("../README.md");
+    let block = readme.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    assert!(block.lines().count() <= 15, "{} lines", block.lines().count());
+    let space = Space::fresh();
+    space.write("mine.yaml", block);
+    for (from, to) in [("A", "hospital-a"), ("B", "hospital-b")] {
+        for part in ["images", "masks"] {
+            std::fs::create_dir_all(space.path(to)).unwrap();
+            std::fs::rename(space.path(&format!("data/{from}/{part}")), space.path(&format!("{to}/{part}"))).unwrap();
+        }
+    }
+    let said = space.run(&["plan", "-m", "mine.yaml"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    assert!(said.stdout.contains("train                          12"), "{}", said.stdout);
+}

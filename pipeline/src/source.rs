@@ -2,7 +2,7 @@
 //!
 //! Files are found, paired and hashed when the plan is made; workers read what was hashed and look for nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use rayon::prelude::*;
@@ -144,18 +144,32 @@ impl<'a> Sources<'a> {
                 Some("write `{stem}` where the image's name stands: `masks/{stem}.png`".into()),
             ));
         }
-        let mut paths = Vec::new();
+        let mut pairs = Vec::new();
         let mut lonely = Vec::new();
         for (stem, image) in by_stem {
             let wanted = mask_pattern.to_string_lossy().replace("{stem}", &glob::Pattern::escape(&stem));
-            match matches(Path::new(&wanted)).map_err(|message| self.error(&masks_place, message, None))?.as_slice() {
-                [mask] => paths.extend([("image", stem.clone(), image), ("mask", stem, mask.clone())]),
+            let masks = matches(Path::new(&wanted)).map_err(|message| self.error(&masks_place, message, None))?;
+            match masks.as_slice() {
+                [mask] => pairs.push((stem, image, mask.clone())),
                 [] => lonely.push(image),
                 [first, second, ..] => {
                     let message =
                         format!("{} has two masks: {} and {}", image.display(), first.display(), second.display());
                     return Err(self.error(&masks_place, message, None));
                 }
+            }
+        }
+        // Where images and masks lie in one folder, a pattern for images may match masks as well: those are no images.
+        let masks: BTreeSet<PathBuf> = pairs.iter().map(|(_, _, mask)| mask.clone()).collect();
+        lonely.retain(|image| !masks.contains(image));
+        let mut paths = Vec::new();
+        for (stem, image, mask) in pairs {
+            if image == mask {
+                let message = format!("{} would be its own mask", image.display());
+                return Err(self.error(&masks_place, message, Some("the two patterns must differ".into())));
+            }
+            if !masks.contains(&image) {
+                paths.extend([("image", stem.clone(), image), ("mask", stem, mask)]);
             }
         }
         if let Some(first) = lonely.first() {
