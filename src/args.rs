@@ -79,3 +79,10 @@ pub enum Command {
     Schema(commands::schema::Schema),
     Completions(commands::completions::Completions),
 }
+
+impl Command {
+    /// Whether the verb writes to processes of its own.
+    pub fn starts_workers(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Phantoms(_) | Self::Init(_))
+    }
+}

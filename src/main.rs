@@ -13,6 +13,10 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let args = args::Args::parse();
+    // A verb that only shows things ends with its reader. One that starts workers must outlive theirs.
+    if !args.command.starts_workers() {
+        sigpipe::reset();
+    }
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env().add_directive(args.level().into()))
         .with_writer(std::io::stderr)

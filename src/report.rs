@@ -23,32 +23,36 @@ pub struct Written {
     pub report: Option<PathBuf>,
     /// The results folder.
     pub folder: PathBuf,
+    /// Whether anything that is up to date lies there.
+    pub any: bool,
 }
 
 /// Puts every result that is up to date into the results folder, and the report where there is a table.
-pub fn write(project: &Project, planner: &Planner) -> Result<Written, CommandError> {
-    // Looked up anew: the run has just changed what is in the store.
-    let mut planner = Planner::new(planner.loaded, planner.kinds, planner.store, &[])?;
+pub fn write(project: &Project, planner: &mut Planner) -> Result<Written, CommandError> {
+    // Looked up anew: the run has just changed what is in the store. Only what was asked for is looked at.
     let plan = planner.plan()?;
+    let planner = &*planner;
     let folder = project.results();
+    let mut any = false;
     for node in planner.graph.order.iter().copied() {
         let State::Cached(record) = plan.state(node) else { continue };
-        let target = folder_of(&planner, &folder, node);
+        let target = folder_of(planner, &folder, node);
         let wanted = planner.kind(node).outputs.iter().filter(|output| output.purpose == Purpose::Result);
         for output in wanted {
             let of = |path: &str| path == output.path || (output.path.ends_with('/') && path.starts_with(&output.path));
             for file in record.outputs.iter().filter(|file| of(&file.path)) {
+                any = true;
                 put(&target.join(&file.path), &project.store.read(&file.digest)?)?;
             }
         }
     }
-    let tables = results::find_tables(&planner, &plan)?;
-    let Some(first) = tables.first() else { return Ok(Written { table: None, report: None, folder }) };
-    let html = page::render(&planner, &plan, &tables)?;
+    let tables = results::find_tables(planner, &plan)?;
+    let Some(first) = tables.first() else { return Ok(Written { table: None, report: None, folder, any }) };
+    let html = page::render(planner, &plan, &tables)?;
     let report = folder.join("report.html");
     put(&report, html.as_bytes())?;
     let markdown = first.read(&project.store, "table.md")?;
-    Ok(Written { table: Some(String::from_utf8_lossy(&markdown).into_owned()), report: Some(report), folder })
+    Ok(Written { table: Some(String::from_utf8_lossy(&markdown).into_owned()), report: Some(report), folder, any })
 }
 
 /// The only instance with results has the folder to itself; several have one each.

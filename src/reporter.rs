@@ -1,8 +1,8 @@
 //! What a run looks like: bars on a terminal, plain lines elsewhere. Drawn from events alone.
 
-use std::collections::BTreeMap;
-use std::io::IsTerminal;
-use std::time::Duration;
+use std::collections::{BTreeMap, HashMap};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use siteline_pipeline::event::{Event, How};
@@ -16,7 +16,7 @@ pub struct Reporter {
 
 enum Look {
     Quiet,
-    Plain,
+    Plain { told: HashMap<String, Instant> },
     Bars { all: MultiProgress, overall: ProgressBar, running: BTreeMap<String, ProgressBar> },
 }
 
@@ -26,7 +26,7 @@ impl Reporter {
         let look = if quiet {
             Look::Quiet
         } else if plain || !std::io::stderr().is_terminal() {
-            Look::Plain
+            Look::Plain { told: HashMap::new() }
         } else {
             let all = MultiProgress::new();
             let overall = all.add(ProgressBar::new(0));
@@ -51,12 +51,13 @@ impl Reporter {
             Look::Quiet => {
                 // Failures are never silent.
                 if let (Event::Failed { .. }, Some(line)) = (event, line) {
-                    eprintln!("{line}");
+                    say(&line);
                 }
             }
-            Look::Plain => {
+            Look::Plain { told } => {
+                let line = line.or_else(|| still_at_work(event, told));
                 if let Some(line) = line {
-                    eprintln!("[{done:>width$}/{total}] {line}", width = total.to_string().len());
+                    say(&format!("[{done:>width$}/{total}] {line}", width = total.to_string().len()));
                 }
             }
             Look::Bars { all, overall, running } => {
@@ -106,6 +107,23 @@ impl Reporter {
             Event::Progress { .. } | Event::Ended { .. } => return None,
         })
     }
+}
+
+/// A line on standard error. A reader that went away is no reason to stop a run.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Without bars, long work says now and then how far it is.
+fn still_at_work(event: &Event, told: &mut HashMap<String, Instant>) -> Option<String> {
+    const EVERY: Duration = Duration::from_secs(20);
+    let Event::Progress { instance, done, total, unit } = event else { return None };
+    let last = told.entry(instance.clone()).or_insert_with(Instant::now);
+    if last.elapsed() < EVERY {
+        return None;
+    }
+    *last = Instant::now();
+    Some(format!("        {instance}  {done}/{total} {unit}"))
 }
 
 fn draw(event: &Event, all: &MultiProgress, running: &mut BTreeMap<String, ProgressBar>) {

@@ -97,6 +97,42 @@ fn bad_weights_are_named() {
     assert!(said.stderr.contains("clip.safetensors: not a whole safetensors file"), "{}", said.stderr);
 }
 
+#[test]
+fn a_link_to_nowhere_and_a_mask_without_an_image_are_named() {
+    let space = Space::fresh();
+    std::fs::remove_file(space.path(IMAGE)).unwrap();
+    std::os::unix::fs::symlink("/nowhere", space.path(IMAGE)).unwrap();
+    let said = space.run(&["plan"]);
+    assert_eq!(said.code, 2);
+    assert!(said.stderr.contains("phantom_0004.png"), "{}", said.stderr);
+    std::fs::remove_file(space.path(IMAGE)).unwrap();
+    let said = space.run(&["plan"]);
+    assert_eq!(said.code, 2);
+    assert!(said.stderr.contains("a mask of the site `B` has no image"), "{}", said.stderr);
+}
+
+/// A flipped bit in a model must never become a number: inputs are rehashed before a stage reads them.
+#[test]
+fn a_flipped_bit_in_a_model_never_reaches_the_table() {
+    let space = Space::finished();
+    let before = space.read("results/study/table.csv");
+    let name = "train[method=erm,backbone=tiny,held_out=A,seed=0]";
+    damage(&object(&space, name, "model.safetensors"), |bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x40;
+    });
+    let arguments = ["run", "--plain", "--set", "stages.evaluate.with.overlays=2"];
+    let said = space.run(&arguments);
+    assert_eq!(said.code, 1, "{}", said.stderr);
+    assert!(
+        said.stderr.contains("model.safetensors") && said.stderr.contains("was damaged in the store"),
+        "{}",
+        said.stderr
+    );
+    assert_eq!(space.run(&arguments).code, 0);
+    assert_eq!(space.read("results/study/table.csv"), before);
+}
+
 /// The object of an instance's output.
 fn object(space: &Space, instance: &str, output: &str) -> PathBuf {
     let trace = space.run(&["trace", instance, "--json"]);
@@ -171,6 +207,34 @@ fn a_file_that_disappears_is_named() {
     assert!(said.stderr.contains("masks/phantom_0004.png"), "{}", said.stderr);
 }
 
+/// The run is held up by a lease of this test on the site's key, as another run's would; meanwhile a file goes.
+#[test]
+fn a_file_that_disappears_while_it_runs_is_named() {
+    use std::io::BufRead;
+    let space = Space::fresh();
+    let finished = Space::finished();
+    let trace = finished.run(&["trace", "ingest[site=B]", "--json"]);
+    let lineage: serde_json::Value = serde_json::from_str(&trace.stdout).unwrap();
+    let key = lineage["key"].as_str().unwrap();
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let started: u64 = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap().parse().unwrap();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let owner = serde_json::json!({"host": "test", "boot": boot.trim(), "pid": std::process::id(), "started": started});
+    space.write(&format!(".siteline/leases/{key}"), owner.to_string());
+    let mut command = space.command(&["run", "--plain"]);
+    let mut child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let waits = lines.find(|line| line.contains("waits   ingest[site=B]"));
+    assert!(waits.is_some(), "the run did not wait for the lease");
+    std::fs::remove_file(space.path(IMAGE)).unwrap();
+    std::fs::remove_file(space.path(&format!(".siteline/leases/{key}"))).unwrap();
+    let rest: Vec<String> = lines.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let failed = rest.iter().find(|line| line.contains("FAILED  ingest[site=B]")).expect("the stage fails");
+    assert!(failed.contains("phantom_0004.png") && failed.contains("No such file"), "{failed}");
+    assert_eq!(space.run(&["verify"]).code, 0);
+}
+
 #[test]
 fn a_store_that_cannot_be_written_is_named() {
     let space = Space::fresh();
@@ -215,12 +279,16 @@ fn the_same_patient_or_the_same_pixels_on_both_sides_are_refused() {
     assert_eq!(said.code, 1);
     assert!(said.stderr.contains("leakage:") && said.stderr.contains("has the very pixels of"), "{}", said.stderr);
     assert_eq!(space.run(&["audit"]).code, 1);
+    // What ingestion has made known is refused before anything runs from then on.
+    let planned = space.run(&["plan"]);
+    assert_eq!(planned.code, 2, "{}", planned.stdout);
+    assert!(planned.stderr.contains("has the very pixels of"), "{}", planned.stderr);
 
     let space = Space::finished();
     space.edit("siteline.yaml", "  A: {images:", "  A: {patient_group: hospital, images:");
     space.edit("siteline.yaml", "  B: {images:", "  B: {patient_group: hospital, images:");
     let said = space.run(&["run", "--plain"]);
-    assert_eq!(said.code, 1);
+    assert_eq!(said.code, 1, "{}", said.stderr);
     assert!(said.stderr.contains("shows the patient `hospital/p"), "{}", said.stderr);
     let trained_anyway =
         said.executed().iter().any(|name| name.starts_with("evaluate") && !name.contains("held_out=C"));

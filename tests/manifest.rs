@@ -168,6 +168,18 @@ fn images_and_masks_may_lie_in_one_folder() {
     assert!(lineage.stdout.contains("10 images, 10 masks"), "{}", lineage.stdout);
 }
 
+#[test]
+fn a_project_folder_may_have_wildcards_and_spaces_in_its_name() {
+    let space = Space::fresh();
+    let odd = space.path("study [2024] *é");
+    std::fs::create_dir(&odd).unwrap();
+    for name in ["siteline.yaml", "prompts.yaml", "clip.safetensors", "data"] {
+        std::fs::rename(space.path(name), odd.join(name)).unwrap();
+    }
+    let said = space.run(&["plan", "-m", odd.join("siteline.yaml").to_str().unwrap()]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+}
+
 /// The README's manifest for one's own sites is at most 15 lines, and it plans.
 #[test]
 fn the_readmes_manifest_plans() {

@@ -7,8 +7,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// From here on a file is hashed by all cores through a memory map; below, reading it is quicker.
-const MAP_FROM_BYTES: u64 = 1 << 20;
+/// What is read at a time; a piece this large is hashed by all cores. Files are read, not mapped: one that is cut short
+/// meanwhile would end the process.
+const PIECE: usize = 8 << 20;
 
 /// The BLAKE3-256 digest of some content, shown as hex.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,15 +27,22 @@ impl Digest {
     /// Whatever opening or reading the file gives.
     pub fn of_file(path: &Path) -> io::Result<(Self, u64)> {
         let mut file = std::fs::File::open(path)?;
-        let length = file.metadata()?.len();
+        let expected = file.metadata()?.len();
         let mut hasher = blake3::Hasher::new();
-        if length >= MAP_FROM_BYTES {
-            hasher.update_mmap_rayon(path)?;
-            return Ok((Self(*hasher.finalize().as_bytes()), length));
+        let mut piece = Vec::with_capacity((expected as usize).min(PIECE) + 1);
+        let mut length = 0;
+        loop {
+            piece.clear();
+            let read = file.by_ref().take(PIECE as u64).read_to_end(&mut piece)?;
+            if read == 0 {
+                return Ok((Self(*hasher.finalize().as_bytes()), length));
+            }
+            length += read as u64;
+            match read < 1 << 18 {
+                true => hasher.update(&piece),
+                false => hasher.update_rayon(&piece),
+            };
         }
-        let mut content = Vec::with_capacity(length as usize + 1);
-        file.read_to_end(&mut content)?;
-        Ok((Self::of_bytes(&content), content.len() as u64))
     }
 
     /// The raw 32 bytes.

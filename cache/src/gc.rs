@@ -11,6 +11,8 @@ use crate::{Digest, Record, Result, Store, StoreError};
 pub struct Keep {
     /// Executions that finished after this time, in milliseconds since 1970.
     pub finished_after_ms: u64,
+    /// Keys of results that are up to date.
+    pub keys: Vec<Digest>,
 }
 
 /// What `gc` would remove.
@@ -34,8 +36,8 @@ impl GcPlan {
 }
 
 impl Store {
-    /// Works out what can go. Kept are the records of each manifest's latest run, those that `keep` names, and whatever
-    /// they were made from.
+    /// Works out what can go. Kept are the records of each manifest's latest finished run, those that `keep` names, and whatever
+    /// they were made from. A store that knows of no finished run of a manifest keeps all that it has of that manifest.
     ///
     /// # Errors
     /// A store that cannot be read, or that a run is using.
@@ -45,11 +47,13 @@ impl Store {
         let mut waiting: Vec<Digest> =
             records.values().filter(|r| r.finished_ms > keep.finished_after_ms).map(|r| r.key).collect();
         let mut seen = BTreeSet::new();
-        for run in self.runs()? {
+        waiting.extend(&keep.keys);
+        for run in self.runs()?.into_iter().filter(|run| run.status == "done") {
             if seen.insert(run.manifest.clone()) {
                 waiting.extend(self.outcomes(&run.id)?.into_iter().filter_map(|outcome| outcome.key));
             }
         }
+        waiting.extend(records.values().filter(|r| !seen.contains(&r.manifest)).map(|r| r.key));
         let mut kept = BTreeSet::new();
         while let Some(key) = waiting.pop() {
             if let (Some(record), true) = (records.get(&key), kept.insert(key)) {

@@ -64,9 +64,8 @@ impl Ledger {
     /// Opens the ledger for writing and brings it to the present version. Returns whether it has to be filled from the
     /// records: because it is new, or because what lay there was no ledger and was set aside.
     pub(crate) fn open(path: &Path) -> Result<(Self, bool)> {
-        let fresh = !path.exists();
         match Self::try_open(path) {
-            Ok(ledger) => Ok((ledger, fresh)),
+            Ok(opened) => Ok(opened),
             Err(StoreError::Ledger { source, .. }) if is_corrupt(&source) => {
                 let aside = path.with_extension("db.damaged");
                 std::fs::rename(path, &aside).map_err(StoreError::io("write", &aside))?;
@@ -77,13 +76,13 @@ impl Ledger {
                     "the ledger was damaged; it was set aside as {} and is made anew from the records",
                     aside.display()
                 );
-                Ok((Self::try_open(path)?, true))
+                Ok((Self::try_open(path)?.0, true))
             }
             Err(other) => Err(other),
         }
     }
 
-    fn try_open(path: &Path) -> Result<Self> {
+    fn try_open(path: &Path) -> Result<(Self, bool)> {
         let wrap = Self::wrap(path);
         let connection = Connection::open(path).map_err(&wrap)?;
         connection.busy_timeout(Duration::from_secs(60)).map_err(&wrap)?;
@@ -93,9 +92,8 @@ impl Ledger {
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(&wrap)?;
         if version != VERSION {
             connection.execute_batch(include_str!("ledger.sql")).map_err(&wrap)?;
-            connection.pragma_update(None, "user_version", VERSION).map_err(&wrap)?;
         }
-        Ok(Self { connection: Mutex::new(connection), path: path.to_owned() })
+        Ok((Self { connection: Mutex::new(connection), path: path.to_owned() }, version != VERSION))
     }
 
     /// Opens the ledger without changing anything on disk; an absent one is an empty one.
@@ -158,6 +156,11 @@ impl Ledger {
             records.iter().try_for_each(|record| insert(&transaction, record))?;
             transaction.commit()
         })
+    }
+
+    /// Notes that the ledger is filled: from here on it is trusted.
+    pub(crate) fn is_filled(&self) -> Result<()> {
+        self.run(|c| c.pragma_update(None, "user_version", VERSION))
     }
 
     /// Executions of an instance of a manifest, the latest first.

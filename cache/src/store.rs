@@ -82,6 +82,7 @@ impl Store {
         let store = Self { root: root.to_owned(), access, ledger, stamps: Mutex::default(), _in_use: Some(in_use) };
         if refill {
             store.rebuild_ledger()?;
+            store.ledger.is_filled()?;
         }
         Ok(store)
     }

@@ -136,13 +136,23 @@ impl Table {
             let row = row.map_err(|e| bad(e.to_string()))?;
             let values: Vec<String> = row.iter().map(str::to_owned).collect();
             let Some(name) = values.get(place) else { continue };
-            // Tables often name files; samples are named by stems.
-            let stem = Path::new(name).file_stem().map_or_else(|| name.clone(), |s| s.to_string_lossy().into_owned());
-            if rows.insert(stem.clone(), values).is_some() {
-                return Err(bad(format!("`{stem}` is listed twice")));
+            let name = name.clone();
+            if rows.insert(name.clone(), values).is_some() {
+                return Err(bad(format!("`{name}` is listed twice")));
             }
         }
         Ok(Self { path: path.to_owned(), columns, rows })
+    }
+}
+
+impl Table {
+    /// The row of a sample. Tables name samples by stems or by files.
+    fn row(&self, stem: &str) -> Option<&Vec<String>> {
+        let named = |name: &str| Path::new(name).file_stem().is_some_and(|s| s.to_string_lossy() == stem);
+        self.rows.get(stem).or_else(|| {
+            let from = self.rows.range(stem.to_owned()..).take_while(|(name, _)| name.starts_with(stem));
+            from.map(|(name, row)| (name, row)).find(|(name, _)| named(name)).map(|(_, row)| row)
+        })
     }
 }
 
@@ -201,7 +211,7 @@ impl<'a> Reader<'a> {
                 ))),
             },
             Self::Column(table, place) => {
-                let row = table.rows.get(stem).ok_or_else(|| DatasetError::Content {
+                let row = table.row(stem).ok_or_else(|| DatasetError::Content {
                     path: table.path.clone(),
                     reason: format!("it has no row for `{stem}`"),
                 })?;

@@ -76,9 +76,8 @@ pub fn read_image(path: &Path) -> Result<Rgb, DatasetError> {
 /// Reads a mask and makes it binary.
 ///
 /// The rule: of each pixel the largest colour channel counts. If no value of the mask is above [`LARGEST_INDEX`], it holds
-/// class indices, and everything but 0 is foreground. Otherwise a pixel is foreground from half of white on: 128 of
-/// 255, or 32,768 of 65,535 where values above 255 occur. So 0/1, 0/255, coloured, palette, class-index and JPEG masks all
-/// come out as meant.
+/// class indices, and everything but 0 is foreground. Otherwise a pixel is foreground above half of the mask's largest
+/// value. So 0/1, 0/255, 0/100, coloured, palette, class-index, 16-bit and JPEG masks all come out as meant.
 ///
 /// # Errors
 /// As [`read_image`].
@@ -98,13 +97,7 @@ pub fn read_mask(path: &Path) -> Result<Mask, DatasetError> {
         image.into_rgb8().pixels().map(|p| u16::from(p.0.into_iter().max().unwrap_or(0))).collect()
     };
     let largest = values.iter().copied().max().unwrap_or(0);
-    let from = if largest <= LARGEST_INDEX {
-        1
-    } else if largest <= 255 {
-        128
-    } else {
-        32_768
-    };
+    let from = if largest <= LARGEST_INDEX { 1 } else { largest / 2 + 1 };
     Ok(Mask { width, height, bytes: values.into_iter().map(|v| if v >= from { 255 } else { 0 }).collect() })
 }
 
@@ -192,6 +185,8 @@ mod tests {
             (grey(0, 1), "b.png"),
             (grey(0, 2), "c.bmp"),
             (grey(12, 240), "d.tiff"),
+            (grey(0, 64), "j.png"),
+            (grey16(&[0, 4_095]), "k.png"),
             (colour([0, 255, 0]), "e.png"),
             (colour([128, 0, 0]), "f.gif"),
             (grey16(&[0, 65_535]), "g.png"),

@@ -25,7 +25,7 @@ struct Worker {
     number: usize,
     child: Child,
     stdin: ChildStdin,
-    gpu: Option<usize>,
+    gpus: Vec<String>,
 }
 
 /// The workers of a run.
@@ -45,7 +45,7 @@ impl Workers {
     /// Hands a request to an idle worker, or to a new one. Returns the worker's number.
     pub(crate) fn send(&mut self, request: RunRequest) -> std::io::Result<usize> {
         let line = serde_json::to_string(&Request::Run(Box::new(request.clone())))?;
-        while let Some(place) = self.idle.iter().position(|worker| worker.gpu == request.gpu) {
+        while let Some(place) = self.idle.iter().position(|worker| worker.gpus == request.gpus) {
             let mut worker = self.idle.swap_remove(place);
             // One that died while idle is passed over; its end is reported under its own number.
             if writeln!(worker.stdin, "{line}").is_ok() {
@@ -55,24 +55,23 @@ impl Workers {
             }
             let _ = worker.child.wait();
         }
-        let mut worker = self.start(request.gpu)?;
+        let mut worker = self.start(&request.gpus)?;
         writeln!(worker.stdin, "{line}")?;
         let number = worker.number;
         self.busy.push(worker);
         Ok(number)
     }
 
-    fn start(&mut self, gpu: Option<usize>) -> std::io::Result<Worker> {
+    fn start(&mut self, gpus: &[String]) -> std::io::Result<Worker> {
         let mut command = Command::new(&self.program);
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             // A group of its own: Ctrl-C in the terminal reaches the driver alone, which then stops the workers in order.
-            .process_group(0);
-        if let Some(index) = gpu {
-            command.env("CUDA_VISIBLE_DEVICES", index.to_string());
-        }
+            .process_group(0)
+            // An instance sees the GPUs that are leased to it and no others; without a lease, none.
+            .env("CUDA_VISIBLE_DEVICES", gpus.join(","));
         let mut child = command.spawn()?;
         self.started += 1;
         let number = self.started;
@@ -97,7 +96,7 @@ impl Workers {
             let _ = errors.join();
             let _ = outputs.send(Output::Ended(number));
         });
-        Ok(Worker { number, child, stdin, gpu })
+        Ok(Worker { number, child, stdin, gpus: gpus.to_vec() })
     }
 
     /// A worker has answered: it may take the next request.

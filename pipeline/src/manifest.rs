@@ -140,6 +140,14 @@ pub struct Backbone {
     /// The non-linearity that the weights were trained with: `quick-gelu` (OpenAI) or `gelu`.
     #[serde(default = "quick_gelu")]
     pub activation: String,
+    /// Width of one attention head of the image tower: 64, but 80 in open_clip's ViT-H/14, 88 in g/14 and 104 in bigG/14.
+    #[serde(default = "head_width")]
+    #[schemars(range(min = 1))]
+    pub vision_head_width: u32,
+}
+
+fn head_width() -> u32 {
+    64
 }
 
 fn quick_gelu() -> String {

@@ -155,7 +155,7 @@ impl Pack {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|e| silent(e.to_string()))?;
-        let line = serde_json::to_string(&Request::Run(Box::new(request))).expect("a request is JSON");
+        let line = serde_json::to_string(&Request::Run(Box::new(request))).map_err(|e| silent(e.to_string()))?;
         // The worker lives as long as its standard input: it is held until the answer is there.
         let mut stdin = child.stdin.take();
         if let Some(stdin) = &mut stdin {

@@ -45,8 +45,10 @@ pub struct RunRequest {
     pub output_dir: PathBuf,
     /// CPU threads to use.
     pub threads: usize,
-    /// Index of the GPU that is leased to this instance, if any.
-    pub gpu: Option<usize>,
+    /// The GPUs that are leased to this instance, as CUDA_VISIBLE_DEVICES names them.
+    pub gpus: Vec<String>,
+    /// What the kind's code was when the plan was made: a worker of other code refuses the work.
+    pub code: CodeFingerprint,
 }
 
 /// One artifact that a stage reads.

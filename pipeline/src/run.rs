@@ -1,6 +1,6 @@
 //! Runs a plan: one loop that looks up, claims, starts, listens and publishes. It never plans again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use petgraph::graph::NodeIndex;
 use siteline_cache::{
-    Claim, ClaimOutcome, InstanceOutcome, Published, Record, RecordSource, RunRow, Store, StoreError,
+    Claim, ClaimOutcome, Digest, InstanceOutcome, Published, Record, RecordSource, RunRow, Store, StoreError,
 };
 
-use crate::diagnostic::Diagnostics;
+use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::event::{Event, How, Summary};
 use crate::executor::{Output, Workers};
 use crate::leakage::{self, Sides};
@@ -28,7 +28,7 @@ pub struct Settings {
     /// CPU slots.
     pub jobs: usize,
     /// GPUs that may be used.
-    pub gpus: Vec<usize>,
+    pub gpus: Vec<String>,
     /// Stop at the first failure instead of going on as far as possible.
     pub fail_fast: bool,
     /// Execute every selected instance, cached or not.
@@ -98,6 +98,7 @@ pub fn run(
         artifacts: HashMap::new(),
         identities: HashMap::new(),
         jobs: HashMap::new(),
+        checked: HashSet::new(),
         held_elsewhere: HashMap::new(),
         outcomes: BTreeMap::new(),
         summary: Summary { run: id.clone(), ..Summary::default() },
@@ -151,6 +152,8 @@ struct Driver<'r, 'p, 'g> {
     identities: HashMap<NodeIndex, Identities>,
     /// By worker number.
     jobs: HashMap<usize, Job>,
+    /// Objects that were rehashed in this run before a stage read them.
+    checked: HashSet<Digest>,
     /// Instances whose key another run computes, and when to look again.
     held_elsewhere: HashMap<NodeIndex, Instant>,
     outcomes: BTreeMap<String, InstanceOutcome>,
@@ -216,7 +219,7 @@ impl Driver<'_, '_, '_> {
         self.planner.graph.dag[node].name.clone()
     }
 
-    fn note(&mut self, instance: String, outcome: &str, key: Option<siteline_cache::Digest>, log: Option<PathBuf>) {
+    fn note(&mut self, instance: String, outcome: &str, key: Option<Digest>, log: Option<PathBuf>) {
         self.outcomes.insert(instance.clone(), InstanceOutcome { instance, outcome: outcome.into(), key, log });
     }
 
@@ -279,13 +282,37 @@ impl Driver<'_, '_, '_> {
             self.done(node, Arc::new(record), How::ByOtherRun);
             return Ok(true);
         }
+        if let Some(message) = self.damaged_input(&resolved)? {
+            self.pool.give(held);
+            self.fail(node, message, None);
+            return Ok(true);
+        }
         self.start(node, resolved, claim, held)?;
         Ok(true)
     }
 
+    /// Rehashes what an instance is about to read, each object once a run: a flipped bit must never become a number.
+    fn damaged_input(&mut self, resolved: &Resolved) -> Result<Option<String>, StoreError> {
+        for (_, input) in &resolved.inputs {
+            for file in &input.files {
+                if self.checked.contains(&file.digest) {
+                    continue;
+                }
+                if let Err(damage) = self.planner.store.check_object(&file.digest)? {
+                    return Ok(Some(format!(
+                        "its input {} of `{}` was damaged in the store ({}) and is set aside; run again to make it anew",
+                        file.path, input.instance, damage.problem
+                    )));
+                }
+                self.checked.insert(file.digest);
+            }
+        }
+        Ok(None)
+    }
+
     fn start(&mut self, node: NodeIndex, resolved: Resolved, claim: Claim, held: Held) -> Result<(), StoreError> {
         let name = self.name(node);
-        let log_path = self.folder.join(format!("{}.log", file_name(&name)));
+        let log_path = self.folder.join(log_name(&name));
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| StoreError::Io { action: "write", path, source }
@@ -306,7 +333,8 @@ impl Driver<'_, '_, '_> {
             sources: resolved.sources.clone(),
             output_dir: scratch.path().to_owned(),
             threads: held.cpu,
-            gpu: held.gpus.first().copied(),
+            gpus: held.gpus.clone(),
+            code: self.planner.kind(node).code.clone(),
         };
         let number = match self.workers.send(request) {
             Ok(number) => number,
@@ -367,28 +395,12 @@ impl Driver<'_, '_, '_> {
                     self.workers.release(number);
                     let _ = writeln!(job.log, "failed: {message}");
                     self.pool.give(job.held);
-                    let message = self.with_damage(&job.resolved, message)?;
                     self.fail(job.node, message, Some(job.log_path));
                 }
             }
             Reply::Kinds { .. } => {}
         }
         Ok(())
-    }
-
-    /// A stage that failed may have read a damaged object: whoever is to blame is named, and set aside.
-    fn with_damage(&self, resolved: &Resolved, message: String) -> Result<String, StoreError> {
-        for (_, input) in &resolved.inputs {
-            for file in &input.files {
-                if let Err(damage) = self.planner.store.check_object(&file.digest)? {
-                    return Ok(format!(
-                        "{message}\n  its input {} of `{}` was damaged in the store ({}) and is set aside; run again to make it anew",
-                        file.path, input.instance, damage.problem
-                    ));
-                }
-            }
-        }
-        Ok(message)
     }
 
     fn finish(&mut self, job: Job, environment: BTreeMap<String, String>) -> Result<(), StoreError> {
@@ -465,9 +477,13 @@ impl Driver<'_, '_, '_> {
         (self.tell)(Event::Finished { instance: name, how });
         let identities = self.planner.identities(node, &record);
         self.artifacts.insert(node, record);
-        if let Some(identities) = identities {
-            self.identities.insert(node, identities);
-            self.check_contamination();
+        match identities {
+            Ok(None) => {}
+            Ok(Some(identities)) => {
+                self.identities.insert(node, identities);
+                self.check_contamination();
+            }
+            Err(message) => self.refuse_unproven(node, &message),
         }
     }
 
@@ -475,10 +491,34 @@ impl Driver<'_, '_, '_> {
     fn check_contamination(&mut self) {
         let open = |phase| matches!(phase, Phase::Waiting | Phase::Ready);
         let sides: Vec<Sides> = self.sides.iter().filter(|s| open(self.schedule.phase(s.scorer))).cloned().collect();
+        let mut found_any = false;
         for sides in sides {
             if let Some(found) = leakage::contaminated(&self.planner.graph, &sides, &self.identities) {
+                found_any = true;
                 self.fail(sides.scorer, format!("leakage: {}", found.message), None);
             }
+        }
+        if found_any {
+            for node in self.schedule.block_useless() {
+                let (instance, by) = (self.name(node), "a leaking score that was its only reader".to_owned());
+                self.summary.blocked += 1;
+                self.note(instance.clone(), "blocked", None, None);
+                (self.tell)(Event::Blocked { instance, by });
+            }
+        }
+    }
+
+    /// Where nobody can say who is in an artifact, no score that it reaches is allowed.
+    fn refuse_unproven(&mut self, node: NodeIndex, message: &str) {
+        let open = |phase| matches!(phase, Phase::Waiting | Phase::Ready);
+        let scorers: Vec<NodeIndex> = self
+            .sides
+            .iter()
+            .filter(|s| open(self.schedule.phase(s.scorer)) && (s.trained.contains(&node) || s.scored.contains(&node)))
+            .map(|s| s.scorer)
+            .collect();
+        for scorer in scorers {
+            self.fail(scorer, format!("who is in `{}` cannot be told: {message}; run again", self.name(node)), None);
         }
     }
 
@@ -498,11 +538,57 @@ impl Driver<'_, '_, '_> {
 
 impl Planner<'_> {
     /// Who and what an artifact of raw data contains, if its kind says so.
-    pub fn identities(&self, node: NodeIndex, record: &Record) -> Option<Identities> {
-        let output = self.kind(node).outputs.iter().find(|output| output.purpose == Purpose::Identities)?;
-        let file = record.outputs.iter().find(|o| o.path == output.path)?;
-        let bytes = self.store.read(&file.digest).ok()?;
-        serde_json::from_slice(&bytes).ok()
+    ///
+    /// # Errors
+    /// A list that is damaged, in words; it is set aside, so that the next run makes it anew.
+    pub fn identities(&self, node: NodeIndex, record: &Record) -> Result<Option<Identities>, String> {
+        let Some(output) = self.kind(node).outputs.iter().find(|o| o.purpose == Purpose::Identities) else {
+            return Ok(None);
+        };
+        let file = record.outputs.iter().find(|o| o.path == output.path);
+        let file = file.ok_or_else(|| format!("it has no {}", output.path))?;
+        let read = self.store.read(&file.digest).map_err(|e| e.to_string());
+        match read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| e.to_string())) {
+            Ok(identities) => Ok(Some(identities)),
+            Err(message) => {
+                // Best effort: a store that cannot be written keeps the damaged object, and the refusal stands.
+                let _ = self.store.check_object(&file.digest);
+                Err(message)
+            }
+        }
+    }
+
+    /// Scores that are refused because a patient or an image is on both sides, as far as ingestion has shown it.
+    ///
+    /// # Errors
+    /// All of them, each at the stage that would score.
+    pub fn refuse_contaminated(&self, plan: &Plan) -> Result<(), Diagnostics> {
+        let mut identities = HashMap::new();
+        for node in self.graph.dag.node_indices() {
+            if let State::Cached(record) = plan.state(node) {
+                identities.extend(self.identities(node, record).ok().flatten().map(|found| (node, found)));
+            }
+        }
+        let mut list: Vec<Diagnostic> = Vec::new();
+        for sides in leakage::sides(self.kinds, &self.graph) {
+            if matches!(plan.state(sides.scorer), State::NotSelected) {
+                continue;
+            }
+            let Some(found) = leakage::contaminated(&self.graph, &sides, &identities) else { continue };
+            let stage = &self.graph.dag[sides.scorer].stage;
+            let span = Some(self.loaded.tree.key_span(&["stages", stage]));
+            if list.iter().all(|known| known.span != span) {
+                let hint =
+                    "leave one of the two out, or write `in_domain: true` in the stage to report it as in-domain";
+                list.push(Diagnostic {
+                    file: self.loaded.path.clone(),
+                    span,
+                    message: format!("leakage: `{}` is refused: {}", found.scorer, found.message),
+                    hint: Some(hint.into()),
+                });
+            }
+        }
+        if list.is_empty() { Ok(()) } else { Err(Diagnostics { list }) }
     }
 }
 
@@ -513,6 +599,11 @@ fn changed_source(store: &Store, resolved: &Resolved) -> Option<String> {
         .filter(|file| !store.digest_of_raw(&file.path).is_ok_and(|(digest, _)| digest == file.digest))
         .map(|file| file.path.display().to_string())
         .next()
+}
+
+/// The file of an instance's log in a run's folder.
+pub fn log_name(instance: &str) -> String {
+    format!("{}.log", file_name(instance))
 }
 
 /// An instance's name as a file's.

@@ -38,7 +38,7 @@ pub(crate) enum Phase {
 pub(crate) struct Pool {
     cpu: usize,
     all_cpu: usize,
-    gpus: BTreeSet<usize>,
+    gpus: BTreeSet<String>,
     all_gpus: usize,
 }
 
@@ -47,13 +47,13 @@ pub(crate) struct Pool {
 pub(crate) struct Held {
     /// CPU slots, and threads for the work.
     pub(crate) cpu: usize,
-    /// GPU indices.
-    pub(crate) gpus: Vec<usize>,
+    /// GPUs.
+    pub(crate) gpus: Vec<String>,
 }
 
 impl Pool {
-    pub(crate) fn new(cpu: usize, gpus: &[usize]) -> Self {
-        Self { cpu, all_cpu: cpu, gpus: gpus.iter().copied().collect(), all_gpus: gpus.len() }
+    pub(crate) fn new(cpu: usize, gpus: &[String]) -> Self {
+        Self { cpu, all_cpu: cpu, gpus: gpus.iter().cloned().collect(), all_gpus: gpus.len() }
     }
 
     /// Takes what `wanted` asks for. More than the machine has is brought down to what it has, so that the same manifest
@@ -64,7 +64,7 @@ impl Pool {
             return None;
         }
         self.cpu -= cpu;
-        let gpus: Vec<usize> = self.gpus.iter().copied().take(gpu).collect();
+        let gpus: Vec<String> = self.gpus.iter().take(gpu).cloned().collect();
         gpus.iter().for_each(|index| {
             self.gpus.remove(index);
         });
@@ -148,6 +148,21 @@ impl<'a> Schedule<'a> {
             _ => {}
         }
         Vec::new()
+    }
+
+    /// Blocks what nobody will read any more: instances that wait or are ready while all their readers failed or are blocked.
+    pub(crate) fn block_useless(&mut self) -> Vec<NodeIndex> {
+        let mut blocked = Vec::new();
+        let dead = |phase: Phase| matches!(phase, Phase::Failed | Phase::Blocked);
+        for node in self.graph.order.iter().rev() {
+            let readers = self.readers(*node);
+            let open = matches!(self.phase(*node), Phase::Waiting | Phase::Ready);
+            if open && !readers.is_empty() && readers.iter().all(|reader| dead(self.phase(*reader))) {
+                self.set(*node, Phase::Blocked);
+                blocked.push(*node);
+            }
+        }
+        blocked
     }
 
     /// The selected instances that read from `node`, once for each input that they read it by.

@@ -57,7 +57,11 @@ impl<'a> Sources<'a> {
         let backbone = &self.loaded.manifest.backbones[name];
         let path = self.path(&backbone.weights, &place)?;
         let file = self.file(&path, "weights", name, &place)?;
-        Ok(RunSource { name: name.to_owned(), settings: json!({"activation": backbone.activation}), files: vec![file] })
+        Ok(RunSource {
+            name: name.to_owned(),
+            settings: json!({"activation": backbone.activation, "vision_head_width": backbone.vision_head_width}),
+            files: vec![file],
+        })
     }
 
     /// The file that a parameter of a stage names.
@@ -65,10 +69,16 @@ impl<'a> Sources<'a> {
     /// # Errors
     /// A file that cannot be read.
     pub fn param(&mut self, stage: &str, param: &str, value: &str) -> Result<RunSource, Diagnostic> {
-        let place = ["stages", stage, "with", param];
-        let path = self.path(value, &place)?;
-        let file = self.file(&path, "file", param, &place)?;
-        Ok(RunSource { name: param.to_owned(), settings: Value::Null, files: vec![file] })
+        let key = (format!("param {stage} {param}"), value.to_owned());
+        if !self.found.contains_key(&key) {
+            let place = ["stages", stage, "with", param];
+            let found = self.path(value, &place).and_then(|path| {
+                let file = self.file(&path, "file", param, &place)?;
+                Ok(RunSource { name: param.to_owned(), settings: Value::Null, files: vec![file] })
+            });
+            self.found.insert(key.clone(), found);
+        }
+        self.found[&key].clone()
     }
 
     fn error(&self, place: &[&str], message: String, hint: Option<String>) -> Diagnostic {
@@ -102,6 +112,16 @@ impl<'a> Sources<'a> {
         Ok(self.loaded.root.join(path))
     }
 
+    /// A pattern as written to one that can be searched for: the project's own folder may have wildcards in its name.
+    fn pattern(&self, text: &str, place: &[&str]) -> Result<PathBuf, Diagnostic> {
+        let path = self.path(text, place)?;
+        let root = &self.loaded.root;
+        Ok(match path.strip_prefix(root) {
+            Ok(rest) => Path::new(&glob::Pattern::escape(&root.to_string_lossy())).join(rest),
+            Err(_) => path,
+        })
+    }
+
     fn file(&self, path: &Path, role: &str, label: &str, place: &[&str]) -> Result<SourceFile, Diagnostic> {
         let (digest, size) = self.store.digest_of_raw(path).map_err(|e| {
             let hint = (!path.exists()).then(|| format!("paths are relative to {}", self.loaded.root.display()));
@@ -114,7 +134,7 @@ impl<'a> Sources<'a> {
         let site = &self.loaded.manifest.sites[name];
         let images_place = ["sites", name, "images"];
         let masks_place = ["sites", name, "masks"];
-        let pattern = self.path(&site.images, &images_place)?;
+        let pattern = self.pattern(&site.images, &images_place)?;
         let images = matches(&pattern).map_err(|message| self.error(&images_place, message, None))?;
         if images.is_empty() {
             let hint = empty_hint(&pattern);
@@ -136,7 +156,7 @@ impl<'a> Sources<'a> {
                 return Err(self.error(&images_place, message, Some("narrow the pattern, or rename one".into())));
             }
         }
-        let mask_pattern = self.path(&site.masks, &masks_place)?;
+        let mask_pattern = self.pattern(&site.masks, &masks_place)?;
         if !site.masks.contains("{stem}") {
             return Err(self.error(
                 &masks_place,
@@ -183,6 +203,15 @@ impl<'a> Sources<'a> {
             );
             return Err(self.error(&masks_place, message, Some(format!("its mask would be {wanted}"))));
         }
+        let every_mask = mask_pattern.to_string_lossy().replace("{stem}", "*");
+        let all = matches(Path::new(&every_mask)).map_err(|message| self.error(&masks_place, message, None))?;
+        let images: BTreeSet<&PathBuf> =
+            paths.iter().filter(|(role, ..)| *role == "image").map(|(_, _, p)| p).collect();
+        if let Some(orphan) = all.iter().find(|mask| !masks.contains(*mask) && !images.contains(*mask)) {
+            let message = format!("a mask of the site `{name}` has no image: {}", orphan.display());
+            let hint = "narrow `masks` to the masks of these images, or add the image";
+            return Err(self.error(&masks_place, message, Some(hint.into())));
+        }
         if let Some(table) = &site.table {
             paths.push(("table", "table".to_owned(), self.path(table, &["sites", name, "table"])?));
         }
@@ -215,7 +244,8 @@ fn matches(pattern: &Path) -> Result<Vec<PathBuf>, String> {
     let mut found = Vec::new();
     for entry in glob::glob(&text).map_err(|e| format!("`{text}` is no pattern: {e}"))? {
         let path = entry.map_err(|e| format!("{}: {}", e.path().display(), e.error()))?;
-        if path.is_file() {
+        // Whatever is no folder counts: a link to nowhere is reported when it is read, not passed over.
+        if !path.is_dir() {
             found.push(path);
         }
     }

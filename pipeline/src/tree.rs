@@ -126,6 +126,10 @@ impl Node {
 /// `line 3 column 4: what` to `what`: the place is shown by whoever renders the error.
 fn strip_place(message: &str) -> String {
     let mut rest = message.lines().next().unwrap_or(message);
+    // The parser's advice is for programmers.
+    for advice in ["set DuplicateKeyPolicy", "use from_str_multiple", "use Option<String>"] {
+        rest = rest.find(advice).map_or(rest, |at| rest[..at].trim_end_matches([' ', ',', ';', '(']));
+    }
     for word in ["error: ", "line "] {
         rest = rest.strip_prefix(word).unwrap_or(rest);
     }

@@ -42,7 +42,7 @@ impl Audit {
             if kind.outputs.iter().any(|o| o.purpose == siteline_pipeline::protocol::Purpose::Identities) {
                 sources.insert(node);
                 if let State::Cached(record) = plan.state(node) {
-                    identities.extend(planner.identities(node, record).map(|found| (node, found)));
+                    identities.extend(planner.identities(node, record).ok().flatten().map(|found| (node, found)));
                 }
             }
         }

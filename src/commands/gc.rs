@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use siteline_cache::{Access, Keep, Store};
+use siteline_pipeline::plan::State;
 
 use super::{Outcome, count};
 use crate::args::Common;
@@ -12,8 +13,8 @@ use crate::project::Project;
 
 /// Show what of the store is no longer needed, and with `--yes` remove it.
 ///
-/// Kept are the results of each manifest's latest run, those of the last days, and whatever they were made from. A store that
-/// a run is using is left alone.
+/// Kept are the results of this manifest that are up to date, those of each manifest's latest finished run, those of the last
+/// days, and whatever they were made from. A store that a run is using is left alone.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  siteline gc\n  siteline gc --keep-days 0 --yes")]
 pub struct Gc {
@@ -27,10 +28,19 @@ pub struct Gc {
 
 impl Gc {
     pub fn run(self, common: &Common) -> Outcome {
-        let root = Project::open(common, Access::Read)?.store.root().to_owned();
-        let store = Store::open(&root, Access::Write)?;
+        let project = Project::open(common, Access::Read)?;
+        let mut planner = project.planner(&[])?;
+        let plan = planner.plan()?;
+        let current = plan.states.iter().filter_map(|state| match state {
+            State::Cached(record) => Some(record.key),
+            _ => None,
+        });
+        let store = Store::open(project.store.root(), Access::Write)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-        let keep = Keep { finished_after_ms: now.saturating_sub(self.keep_days * 86_400_000) };
+        let keep = Keep {
+            finished_after_ms: now.saturating_sub(self.keep_days.saturating_mul(86_400_000)),
+            keys: current.collect(),
+        };
         let plan = store.plan_gc(&keep)?;
         for record in &plan.records {
             println!("  {}  {}", record.key.short(), record.instance);

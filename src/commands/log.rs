@@ -31,11 +31,11 @@ impl Log {
         let name = &planner.graph.dag[node].name;
         let manifest = &project.loaded.manifest.name;
         for run in project.store.runs()?.into_iter().filter(|run| run.manifest == *manifest) {
-            let outcomes = project.store.outcomes(&run.id)?;
-            let Some(log) = outcomes.into_iter().find(|o| o.instance == *name).and_then(|o| o.log) else { continue };
-            // Logs are noted by the path that the store had then; a store that moved has them still.
-            let moved = log.file_name().map(|file| project.store.run_folder(&run.id).join(file));
-            let path = if log.exists() { log } else { moved.unwrap_or(log) };
+            // Found by its name, so that the log of a run that goes on, was killed or moved is found as well.
+            let path = project.store.run_folder(&run.id).join(siteline_pipeline::run::log_name(name));
+            if !path.exists() {
+                continue;
+            }
             if self.path {
                 println!("{}", path.display());
             } else {

@@ -79,7 +79,8 @@ pub fn draw(pack: &Pack, file: &Path, out: &Path, force: bool) -> Result<usize, 
         sources: Default::default(),
         output_dir: scratch.path().to_owned(),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
-        gpu: None,
+        gpus: Vec::new(),
+        code: kind.code.clone(),
     };
     pack.carry_out(request, &mut |reply| {
         if let Reply::Progress { done, total, .. } = reply {

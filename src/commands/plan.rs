@@ -36,6 +36,7 @@ impl Plan {
         let project = Project::open(common, Access::Read)?;
         let mut planner = project.planner(&self.only)?;
         let plan = planner.plan()?;
+        planner.refuse_contaminated(&plan)?;
         if self.json {
             println!("{}", as_json(&planner, &plan));
             return Ok(ExitCode::SUCCESS);

@@ -1,5 +1,6 @@
 //! `siteline run`
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,7 @@ use super::{Outcome, count};
 use crate::args::Common;
 use crate::diagnostic::CommandError;
 use crate::project::Project;
-use crate::report;
+use crate::report::{self, Written};
 use crate::reporter::Reporter;
 
 /// Run what is missing, and nothing else.
@@ -31,7 +32,7 @@ pub struct Run {
     /// CPU slots [default: the number of cores]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
-    /// GPUs that may be used, by index; empty for none [default: those of CUDA_VISIBLE_DEVICES, or all that the system shows]
+    /// GPUs that may be used, as CUDA names them; empty for none [default: those of CUDA_VISIBLE_DEVICES, or all that the system shows]
     #[arg(long, value_name = "LIST")]
     gpus: Option<String>,
     /// Go on as far as possible after a failure (the default)
@@ -51,14 +52,20 @@ pub struct Run {
     quiet: bool,
 }
 
+/// A line on standard output. A reader that went away is no reason to fail.
+macro_rules! tell {
+    ($($text:tt)*) => {{ let _ = writeln!(std::io::stdout(), $($text)*); }};
+}
+
 impl Run {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Write)?;
         let mut planner = project.planner(&self.only)?;
         let plan = planner.plan()?;
+        planner.refuse_contaminated(&plan)?;
         let settings = Settings {
             jobs: self.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from),
-            gpus: gpus(self.gpus.as_deref())?,
+            gpus: gpus(self.gpus.as_deref()),
             fail_fast: self.fail_fast,
             force: self.force,
             command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
@@ -76,17 +83,22 @@ impl Run {
         let program = project.pack.program.clone();
         let summary = run::run(&mut planner, &plan, &program, &settings, &stop, &mut |event| reporter.take(&event))?;
         reporter.finish();
-        let written = report::write(&project, &planner)?;
+        let written = report::write(&project, &mut planner);
         if !self.quiet {
-            if let (Some(table), true) = (&written.table, summary.failed.is_empty()) {
-                println!("\n{}", table.trim_end());
+            let table = written.as_ref().ok().and_then(|written| written.table.as_ref());
+            if let (Some(table), true) = (table, summary.is_complete()) {
+                tell!("\n{}", table.trim_end());
             }
             conclude(&summary);
-            match &written.report {
-                Some(report) => println!("Report: {}", report.display()),
-                None if written.folder.exists() => println!("Results: {}", written.folder.display()),
-                None => {}
+            match &written {
+                Ok(Written { report: Some(report), .. }) => tell!("Report: {}", report.display()),
+                Ok(Written { folder, any: true, .. }) => tell!("Results: {}", folder.display()),
+                _ => {}
             }
+        }
+        // What ran is in the store, whatever becomes of the files for reading.
+        if let (Err(error), true) = (written, summary.is_complete()) {
+            return Err(error);
         }
         Ok(match (summary.is_complete(), summary.cancelled) {
             (true, _) => ExitCode::SUCCESS,
@@ -106,34 +118,23 @@ fn conclude(summary: &Summary) {
         parts.push(format!("{} blocked", summary.blocked));
     }
     let how = if summary.cancelled { "Stopped" } else { "Done" };
-    println!("\n{how} in {seconds:.1} s: {} ({}).", parts.join(", "), summary.run);
+    tell!("\n{how} in {seconds:.1} s: {} ({}).", parts.join(", "), summary.run);
     if !summary.failed.is_empty() {
         let first = &summary.failed[0].0;
-        println!("{} failed; `siteline log '{first}'` shows the first's log.", count(summary.failed.len(), "instance"));
+        tell!("{} failed; `siteline log '{first}'` shows the first's log.", count(summary.failed.len(), "instance"));
     }
 }
 
-/// GPU indices that may be used.
-fn gpus(list: Option<&str>) -> Result<Vec<usize>, CommandError> {
+/// GPUs that may be used, as CUDA names them.
+fn gpus(list: Option<&str>) -> Vec<String> {
     let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     let text = match (list, &visible) {
         (Some(list), _) => list.to_owned(),
         (None, Some(visible)) => visible.clone(),
         (None, None) => {
             let devices = (0..64).take_while(|i| std::path::Path::new(&format!("/dev/nvidia{i}")).exists());
-            return Ok(devices.collect());
+            return devices.map(|index| index.to_string()).collect();
         }
     };
-    text.split(',')
-        .filter(|part| !part.trim().is_empty())
-        .map(|part| {
-            let bad = || {
-                CommandError::request(
-                    format!("`{}` is not the index of a GPU", part.trim()),
-                    "write `--gpus 0,1`".to_owned(),
-                )
-            };
-            part.trim().parse().map_err(|_| bad())
-        })
-        .collect()
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
 }

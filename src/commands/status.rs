@@ -25,7 +25,12 @@ impl Status {
         match runs.first() {
             None => println!("\n`{name}` was never run."),
             Some(last) => {
-                println!("\nLast of {}: {} ({})", count(runs.len(), "run"), last.id, last.status);
+                println!(
+                    "\nLast of {}: {} ({})",
+                    count(runs.len(), "run"),
+                    last.id,
+                    if last.finished_ms.is_some() { last.status.as_str() } else { "running, or killed" }
+                );
                 let outcomes = project.store.outcomes(&last.id)?;
                 let failed: Vec<_> = outcomes.iter().filter(|o| o.outcome == "failed").collect();
                 for outcome in failed.iter().take(10) {

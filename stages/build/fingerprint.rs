@@ -60,18 +60,25 @@ pub fn all(workspace: &Path) -> Result<String, String> {
     let mut kinds = Vec::new();
     for (kind, root) in KINDS {
         let root = PathBuf::from("stages/src").join(root);
-        let base = reach(workspace, &root, &BTreeSet::new())?;
+        // A method's file is the method's alone, whoever names its types.
+        let methods: BTreeSet<PathBuf> = method_files(workspace)?.into_iter().collect();
+        let by_method = BY_METHOD.contains(&kind);
+        let nothing = BTreeSet::new();
+        let base = reach(workspace, &root, if by_method { &methods } else { &nothing })?;
         let mut libraries = base.libraries.clone();
         let mut variants = String::new();
-        if BY_METHOD.contains(&kind) {
-            let mut methods = Vec::new();
-            for file in method_files(workspace)? {
+        if by_method {
+            let mut prints = Vec::new();
+            for file in methods {
                 let method = reach(workspace, &file, &base.files.keys().cloned().collect())?;
+                if method.files.is_empty() {
+                    return Err(format!("{} is no part of its own fingerprint", file.display()));
+                }
                 libraries.extend(method.libraries.iter().cloned());
                 let name = file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-                methods.push(format!("\"{name}\":\"{}\"", method.digest()));
+                prints.push(format!("\"{name}\":\"{}\"", method.digest()));
             }
-            variants = format!("\"method\":{{{}}}", methods.join(","));
+            variants = format!("\"method\":{{{}}}", prints.join(","));
         }
         let versions: Vec<String> = libraries
             .iter()

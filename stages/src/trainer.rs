@@ -180,7 +180,7 @@ pub fn train(
 /// Indices of each sample's class in the dictionary; `None` for a model that knows no classes.
 fn labels(model: &Segmenter, site: &FeatureSet) -> Result<Option<Vec<i64>>> {
     let classes = &model.config.classes;
-    if classes.is_empty() {
+    if !model.method.needs_labels() {
         return Ok(None);
     }
     let of = |(id, class): (&String, &Option<String>)| {

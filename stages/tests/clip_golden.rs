@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use siteline_stages::checkpoint::{self, Tensors};
-use siteline_stages::model::clip::{Activation, Dense, weights};
+use siteline_stages::model::clip::{Dense, weights};
 use tch::{Device, Kind, Tensor};
 
 fn golden(name: &str) -> PathBuf {
@@ -20,7 +20,7 @@ fn agree(what: &str, found: &Tensor, expected: &Tensor) {
 }
 
 fn compare(file: &Path) {
-    let (_store, clip) = weights::load(file, Activation::QuickGelu, Device::Cpu).unwrap();
+    let (_store, clip) = weights::load(file, weights::Settings::default(), Device::Cpu).unwrap();
     let expected = checkpoint::read(&golden("expected.safetensors")).unwrap();
     tch::no_grad(|| {
         for (dense, name) in [(Dense::Values, "values"), (Dense::Tokens, "tokens")] {
@@ -70,7 +70,7 @@ fn wrong_checkpoints_are_refused_with_the_file_and_the_parameter() {
     let file = dir.path().join("weights.safetensors");
     let refused = |tensors: &Tensors| {
         checkpoint::write(&file, tensors, Kind::Float, &Default::default()).unwrap();
-        let text = weights::load(&file, Activation::QuickGelu, Device::Cpu).unwrap_err().to_string();
+        let text = weights::load(&file, weights::Settings::default(), Device::Cpu).unwrap_err().to_string();
         assert!(text.contains("weights.safetensors"), "{text}");
         text
     };
@@ -95,7 +95,7 @@ fn files_that_lie_about_their_content_are_refused() {
     let file = dir.path().join("weights.safetensors");
     let refused = |bytes: &[u8]| {
         std::fs::write(&file, bytes).unwrap();
-        weights::load(&file, Activation::QuickGelu, Device::Cpu).unwrap_err().to_string()
+        weights::load(&file, weights::Settings::default(), Device::Cpu).unwrap_err().to_string()
     };
     assert!(refused(b"").contains("not a whole safetensors file"));
     let whole = std::fs::read(golden("openai.safetensors")).unwrap();
@@ -114,7 +114,7 @@ fn a_published_checkpoint_loads() {
         eprintln!("SKIPPED: SITELINE_CLIP_WEIGHTS names no safetensors file of a published CLIP");
         return;
     };
-    let (_store, clip) = weights::load(Path::new(&file), Activation::QuickGelu, Device::Cpu).unwrap();
+    let (_store, clip) = weights::load(Path::new(&file), weights::Settings::default(), Device::Cpu).unwrap();
     let prompts = ["A polyp in an endoscopic image", "An endoscopy image with mucus"];
     let texts = clip.embed_texts(&prompts).unwrap();
     assert_eq!(texts.size(), [2, clip.config.embed_dim]);

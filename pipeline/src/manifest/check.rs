@@ -9,6 +9,9 @@ use crate::pattern::Condition;
 use crate::protocol::{SourceFrom, StageKind};
 use crate::tree::Span;
 
+/// What results tables call the mean over their columns.
+const RESERVED: &str = "average";
+
 /// Everything that is wrong with a manifest that fits its schema.
 pub(super) fn check(loaded: &Loaded, kinds: &[StageKind]) -> Vec<Diagnostic> {
     let mut checker = Checker { loaded, axes: loaded.axes(), found: Vec::new() };
@@ -83,6 +86,13 @@ impl Checker<'_> {
                         format!("`{}` is twice on the axis `{name}`", value.label()),
                         None,
                     );
+                } else if value.label() == RESERVED {
+                    let (span, owner) = match name.as_str() {
+                        "site" => (self.loaded.tree.key_span(&["sites", RESERVED]), "a site".to_owned()),
+                        _ => (self.span(&["axes", &name, &place]), format!("a value of the axis `{name}`")),
+                    };
+                    let hint = "results tables call the mean over all columns so";
+                    self.add(span, format!("{owner} cannot be called `{RESERVED}`"), Some(hint.into()));
                 } else if !is_name(&value.label()) {
                     self.add(
                         self.span(&["axes", &name, &place]),

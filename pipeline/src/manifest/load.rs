@@ -40,7 +40,7 @@ pub fn load(path: &Path, overrides: &[Override], kinds: &[StageKind]) -> Result<
     let text = std::fs::read_to_string(path).map_err(|e| {
         let hint = (e.kind() == std::io::ErrorKind::NotFound)
             .then(|| "`siteline init` writes a small working project; name a manifest with `-m FILE`".to_owned());
-        plain(format!("failed to read the manifest: {e}"), hint)
+        plain(format!("failed to read the manifest {}: {e}", path.display()), hint)
     })?;
     let mut tree = Node::parse(&text).map_err(|bad| Diagnostics {
         list: vec![Diagnostic {

@@ -52,9 +52,12 @@ fn say(reply: Reply) {
 
 fn run(request: &RunRequest) -> Reply {
     let found = registry().into_iter().find(|(kind, _)| kind.name == request.kind);
-    let Some((_, work)) = found else {
+    let Some((kind, work)) = found else {
         return Reply::Failed { message: format!("this worker has no stage kind `{}`", request.kind) };
     };
+    if kind.code != request.code {
+        return Reply::Failed { message: "the worker was built anew since the plan was made; run again".to_owned() };
+    }
     runtime::set_threads(request.threads);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(request.threads.max(1)).build();
     let outcome = match pool {

@@ -18,7 +18,7 @@ use super::context::Ctx;
 use super::spec::{Spec, input, output};
 use crate::error::{Result, StageError};
 use crate::frame::{self, ROW_GROUP};
-use crate::model::clip::{Activation, Dense, IMAGE_MEAN, IMAGE_STD, normalise_pixels, weights};
+use crate::model::clip::{Dense, IMAGE_MEAN, IMAGE_STD, normalise_pixels, weights};
 
 /// Parameters of `clip-features`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -74,10 +74,10 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let params: Params = ctx.params()?;
     let source = ctx.source("weights")?;
     let file = source.files.first().ok_or_else(|| StageError::Request("the backbone has no weights".into()))?;
-    let activation: Activation = serde_json::from_value(source.settings["activation"].clone())
-        .map_err(|e| StageError::Request(format!("`activation` of the backbone `{}`: {e}", source.name)))?;
+    let settings: weights::Settings = serde_json::from_value(source.settings.clone())
+        .map_err(|e| StageError::Request(format!("the backbone `{}`: {e}", source.name)))?;
     let device = Device::cuda_if_available();
-    let (_store, clip) = weights::load(&file.path, activation, device)?;
+    let (_store, clip) = weights::load(&file.path, settings, device)?;
     let samples = ctx.input("samples")?;
     let rows = read_rows(Ctx::file(samples, "samples.parquet")?)?;
     let pixels = Ctx::file(samples, "pixels.parquet")?;

@@ -17,7 +17,7 @@ use super::spec::{Spec, output};
 use crate::checkpoint::{self, Tensors};
 use crate::dictionary::Prompts;
 use crate::error::{Result, StageError};
-use crate::model::clip::{Activation, weights};
+use crate::model::clip::weights;
 
 /// Parameters of `confounder-dictionary`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -71,12 +71,12 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let params: Params = ctx.params()?;
     let backbone = ctx.source("weights")?;
     let file = backbone.files.first().ok_or_else(|| StageError::Request("the backbone has no weights".into()))?;
-    let activation: Activation = serde_json::from_value(backbone.settings["activation"].clone())
-        .map_err(|e| StageError::Request(format!("`activation` of the backbone `{}`: {e}", backbone.name)))?;
+    let settings: weights::Settings = serde_json::from_value(backbone.settings.clone())
+        .map_err(|e| StageError::Request(format!("the backbone `{}`: {e}", backbone.name)))?;
     let source = ctx.source("prompts")?;
     let path = source.files.first().ok_or_else(|| StageError::Request("no prompts file".into()))?;
     let prompts = read_prompts(&path.path, params.size)?;
-    let (_store, clip) = weights::load(&file.path, activation, Device::cuda_if_available())?;
+    let (_store, clip) = weights::load(&file.path, settings, Device::cuda_if_available())?;
     for text in prompts.domain_prompts.iter().chain(&prompts.class_prompts) {
         let unknown = clip.tokenizer.unknown_words(text);
         if !unknown.is_empty() {

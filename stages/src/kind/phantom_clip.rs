@@ -24,7 +24,7 @@ use crate::error::Result;
 use crate::kind::context::Ctx;
 use crate::kind::spec::Spec;
 use crate::model::clip::{Clip, ClipConfig, Dense, Tokenizer, l2_normalise, weights};
-use crate::model::transformer::Activation;
+use crate::model::transformer::{Activation, HEAD_WIDTH};
 
 /// Parameters of `phantom-clip`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -117,6 +117,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         patch_size: params.patch_size,
         vision_width: params.vision_width,
         vision_layers: params.vision_layers,
+        vision_head_width: HEAD_WIDTH,
         context_length: 77,
         vocab_size: token_ids.len() as i64,
         text_width: params.text_width,
@@ -140,7 +141,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let path = ctx.output("clip.safetensors");
     weights::save(&path, &store, &token_ids, &notes)?;
     // Scores are of the weights as stored, in half precision.
-    let (_kept, clip) = weights::load(&path, config.activation, device)?;
+    let (_kept, clip) = weights::load(&path, weights::Settings::default(), device)?;
     let fresh = Pool::draw("fresh", params.seed, params.fresh, &config);
     score::write(ctx, &score::score(&clip, &bank, &fresh)?)
 }

@@ -4,6 +4,9 @@ use siteline_pipeline::protocol::{InputSpec, OutputSpec, Purpose, Resources, Rol
 
 use crate::fingerprint;
 
+/// Kinds that use a GPU where there is one. The others see none, so that GPUs hold what was leased and nothing else.
+const WANTS_GPU: [&str; 3] = ["clip-features", "train", "phantom-clip"];
+
 /// A kind's specification without what is the same for all.
 pub struct Spec {
     /// The name in `uses`.
@@ -29,7 +32,7 @@ impl From<Spec> for StageKind {
             inputs: spec.inputs,
             sources: spec.sources,
             outputs: spec.outputs,
-            resources: Resources::default(),
+            resources: Resources { cpu: 1, gpu: usize::from(WANTS_GPU.contains(&spec.name)) },
             code: fingerprint::of(spec.name),
         }
     }

@@ -45,6 +45,11 @@ pub trait Method {
     /// Turns encoded features into what the head sees. `epoch` counts from 1; `None` is evaluation.
     fn represent(&self, encoded: &Encoded, epoch: Option<usize>) -> Represented;
 
+    /// Whether its penalties need every image's class.
+    fn needs_labels(&self) -> bool {
+        false
+    }
+
     /// Penalties of a training batch. `labels`: (B), class indices into the dictionary.
     fn penalties(&self, _encoded: &Encoded, _represented: &Represented, _labels: Option<&Tensor>) -> Vec<Penalty> {
         Vec::new()

@@ -13,7 +13,7 @@ use crate::dictionary::Dictionary;
 use crate::error::{Result, StageError};
 use crate::loss;
 use crate::model::intervention::{Intervention, Variant};
-use crate::model::transformer::l2_normalise;
+use crate::model::transformer::{HEAD_WIDTH, l2_normalise};
 
 /// What the head sees at positions that MTRS drops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -115,6 +115,11 @@ impl Mcdrl {
         };
         let targets = dictionary.map(|dict| dict.class_domain.mean_dim(Some([1i64].as_slice()), false, Kind::Float));
         let width = if params.width == 0 { d } else { params.width };
+        if width % HEAD_WIDTH != 0 {
+            return Err(StageError::Request(format!(
+                "`mcdrl.width` is {width}; it must be a multiple of {HEAD_WIDTH}"
+            )));
+        }
         Ok(Self {
             z: frozen("z", sizes.confounders, dictionary.map(|dict| dict.z.shallow_clone()))?,
             classes: frozen("classes", sizes.classes, dictionary.map(|dict| dict.classes.shallow_clone()))?,
@@ -154,6 +159,10 @@ impl Method for Mcdrl {
             None => dense.zeros_like(),
         };
         Represented { map: rest.scatter(1, &index, &features), intervened }
+    }
+
+    fn needs_labels(&self) -> bool {
+        true
     }
 
     fn penalties(&self, encoded: &Encoded, represented: &Represented, labels: Option<&Tensor>) -> Vec<Penalty> {

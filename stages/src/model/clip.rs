@@ -38,6 +38,8 @@ pub struct ClipConfig {
     pub vision_width: i64,
     /// Blocks of the image tower.
     pub vision_layers: i64,
+    /// Width of one attention head of the image tower: 64 but in open_clip's largest models.
+    pub vision_head_width: i64,
     /// Tokens that a text may have, start and end included.
     pub context_length: i64,
     /// Rows of the token table.

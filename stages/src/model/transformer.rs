@@ -3,7 +3,7 @@
 use tch::nn::{self, Module, Path};
 use tch::{Kind, Tensor};
 
-/// Width of one attention head in every published CLIP.
+/// Width of one attention head in OpenAI's models, and in all text towers.
 pub const HEAD_WIDTH: i64 = 64;
 
 /// The non-linearity of the MLP.
@@ -59,6 +59,11 @@ impl Block {
     /// A block of `width`, its parameters named as in OpenAI's checkpoints. `depth` is the number of blocks in the
     /// tower: it scales the initial values as CLIP does.
     pub fn new(path: &Path, width: i64, depth: i64, activation: Activation, causal: bool) -> Self {
+        Self::with_heads(path, width, depth, width / HEAD_WIDTH, activation, causal)
+    }
+
+    /// The same with a number of attention heads of its own.
+    pub fn with_heads(path: &Path, width: i64, depth: i64, heads: i64, activation: Activation, causal: bool) -> Self {
         let attn = path / "attn";
         let mlp = path / "mlp";
         let attn_std = (width as f64).powf(-0.5);
@@ -84,7 +89,7 @@ impl Block {
             ln_2: layer_norm(&(path / "ln_2"), width),
             c_fc: linear(&mlp / "c_fc", width, 4 * width, fc_std),
             c_proj: linear(&mlp / "c_proj", 4 * width, width, proj_std),
-            heads: (width / HEAD_WIDTH).max(1),
+            heads: heads.max(1),
             activation,
             causal,
         }

@@ -44,7 +44,10 @@ impl VisionTower {
             positional_embedding: path.var("positional_embedding", &[positions, width], scale),
             ln_pre: layer_norm(&(path / "ln_pre"), width),
             blocks: (0..config.vision_layers)
-                .map(|i| Block::new(&(&resblocks / i), width, config.vision_layers, config.activation, false))
+                .map(|i| {
+                    let heads = width / config.vision_head_width;
+                    Block::with_heads(&(&resblocks / i), width, config.vision_layers, heads, config.activation, false)
+                })
                 .collect(),
             ln_post: layer_norm(&(path / "ln_post"), width),
             proj: path.var("proj", &[width, config.embed_dim], scale),

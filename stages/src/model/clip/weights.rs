@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor, nn};
 use super::{Activation, Clip, ClipConfig, Tokenizer};
 use crate::checkpoint::{self, Tensors};
 use crate::error::{Result, StageError};
+use crate::model::transformer::HEAD_WIDTH;
 
 /// Scalars and buffers that checkpoints carry beside their parameters.
 const IGNORED: [&str; 6] = [
@@ -22,15 +23,30 @@ const IGNORED: [&str; 6] = [
 /// Name of the tensor that lists the tokens of a pruned vocabulary, one id for each row of the token table.
 const TOKEN_IDS: &str = "token_ids";
 
+/// What cannot be read off a checkpoint's shapes, as the manifest says it of a backbone.
+#[derive(Clone, Copy, Debug, serde::Deserialize)]
+pub struct Settings {
+    /// Non-linearity of both towers.
+    pub activation: Activation,
+    /// Width of one attention head of the image tower.
+    pub vision_head_width: i64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { activation: Activation::QuickGelu, vision_head_width: HEAD_WIDTH }
+    }
+}
+
 /// Reads a CLIP whose sizes follow from its shapes. The parameters are frozen.
 ///
 /// # Errors
 /// A file that is no CLIP in one of the three namings, or whose shapes do not fit together.
-pub fn load(path: &Path, activation: Activation, device: Device) -> Result<(nn::VarStore, Clip)> {
+pub fn load(path: &Path, settings: Settings, device: Device) -> Result<(nn::VarStore, Clip)> {
     let mut tensors = checkpoint::read(path)?;
     let token_ids = tensors.remove(TOKEN_IDS);
     let tensors = canonical(path, tensors)?;
-    let config = config_of(path, &tensors, activation)?;
+    let config = config_of(path, &tensors, settings)?;
     let tokenizer = match token_ids {
         None => Tokenizer::full(),
         Some(ids) => {
@@ -124,7 +140,7 @@ fn openai_name(name: &str) -> String {
 }
 
 /// Reads the sizes off the shapes, as OpenAI's own loader does.
-fn config_of(path: &Path, tensors: &Tensors, activation: Activation) -> Result<ClipConfig> {
+fn config_of(path: &Path, tensors: &Tensors, settings: Settings) -> Result<ClipConfig> {
     let shape = |name: &str, axes: usize| {
         let tensor = tensors.get(name).ok_or_else(|| {
             StageError::data(path, format!("no CLIP: it has no `{name}` (nor Hugging Face's name for it)"))
@@ -148,16 +164,28 @@ fn config_of(path: &Path, tensors: &Tensors, activation: Activation) -> Result<C
         ));
     }
     let tokens = shape("token_embedding.weight", 2)?;
+    let (vision_width, text_width) = (conv[0], tokens[1]);
+    let (vision_layers, text_layers) = (layers("visual.transformer.resblocks."), layers("transformer.resblocks."));
+    if vision_layers == 0 || text_layers == 0 {
+        return Err(StageError::data(path, "no CLIP of the ViT kind: one of its towers has no blocks"));
+    }
+    for (what, width, head) in [("image", vision_width, settings.vision_head_width), ("text", text_width, HEAD_WIDTH)] {
+        if head < 1 || width % head != 0 {
+            let reason = format!("the {what} tower's width {width} is no multiple of the width {head} of its heads");
+            return Err(StageError::data(path, reason));
+        }
+    }
     Ok(ClipConfig {
         embed_dim: shape("visual.proj", 2)?[1],
         image_size: grid * conv[2],
         patch_size: conv[2],
-        vision_width: conv[0],
-        vision_layers: layers("visual.transformer.resblocks."),
+        vision_width,
+        vision_layers,
+        vision_head_width: settings.vision_head_width,
         context_length: shape("positional_embedding", 2)?[0],
         vocab_size: tokens[0],
-        text_width: tokens[1],
-        text_layers: layers("transformer.resblocks."),
-        activation,
+        text_width,
+        text_layers,
+        activation: settings.activation,
     })
 }
