@@ -150,8 +150,8 @@ impl Table {
     fn row(&self, stem: &str) -> Option<&Vec<String>> {
         let named = |name: &str| Path::new(name).file_stem().is_some_and(|s| s.to_string_lossy() == stem);
         self.rows.get(stem).or_else(|| {
-            let from = self.rows.range(stem.to_owned()..).take_while(|(name, _)| name.starts_with(stem));
-            from.map(|(name, row)| (name, row)).find(|(name, _)| named(name)).map(|(_, row)| row)
+            let mut from = self.rows.range(stem.to_owned()..).take_while(|(name, _)| name.starts_with(stem));
+            from.find(|(name, _)| named(name)).map(|(_, row)| row)
         })
     }
 }

@@ -11,16 +11,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use petgraph::graph::NodeIndex;
 use siteline_cache::{
-    Claim, ClaimOutcome, Digest, InstanceOutcome, Published, Record, RecordSource, RunRow, Store, StoreError,
+    Claim, ClaimOutcome, Digest, InstanceOutcome, Published, Record, RecordSource, RunRow, StoreError,
 };
 
-use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::diagnostic::Diagnostics;
 use crate::event::{Event, How, Summary};
 use crate::executor::{Output, Workers};
 use crate::leakage::{self, Sides};
 use crate::plan::{Plan, Planner, Resolved, State};
-use crate::protocol::{Identities, Purpose, Reply, RunInput, RunRequest};
+use crate::protocol::{Identities, Reply, RunInput, RunRequest};
 use crate::schedule::{Held, Phase, Pool, Schedule};
+
+mod guard;
 
 /// How to run.
 #[derive(Clone, Debug)]
@@ -291,25 +293,6 @@ impl Driver<'_, '_, '_> {
         Ok(true)
     }
 
-    /// Rehashes what an instance is about to read, each object once a run: a flipped bit must never become a number.
-    fn damaged_input(&mut self, resolved: &Resolved) -> Result<Option<String>, StoreError> {
-        for (_, input) in &resolved.inputs {
-            for file in &input.files {
-                if self.checked.contains(&file.digest) {
-                    continue;
-                }
-                if let Err(damage) = self.planner.store.check_object(&file.digest)? {
-                    return Ok(Some(format!(
-                        "its input {} of `{}` was damaged in the store ({}) and is set aside; run again to make it anew",
-                        file.path, input.instance, damage.problem
-                    )));
-                }
-                self.checked.insert(file.digest);
-            }
-        }
-        Ok(None)
-    }
-
     fn start(&mut self, node: NodeIndex, resolved: Resolved, claim: Claim, held: Held) -> Result<(), StoreError> {
         let name = self.name(node);
         let log_path = self.folder.join(log_name(&name));
@@ -406,7 +389,7 @@ impl Driver<'_, '_, '_> {
     fn finish(&mut self, job: Job, environment: BTreeMap<String, String>) -> Result<(), StoreError> {
         let name = self.name(job.node);
         self.pool.give(job.held);
-        if let Some(changed) = changed_source(self.planner.store, &job.resolved) {
+        if let Some(changed) = guard::changed_source(self.planner.store, &job.resolved) {
             let kept = self.folder.join(format!("{}.outputs", file_name(&name)));
             let _ = std::fs::rename(job.scratch.path(), &kept);
             let message =
@@ -487,41 +470,6 @@ impl Driver<'_, '_, '_> {
         }
     }
 
-    /// Refuses scores as soon as ingestion has shown a sample on both sides, before any training is spent on them.
-    fn check_contamination(&mut self) {
-        let open = |phase| matches!(phase, Phase::Waiting | Phase::Ready);
-        let sides: Vec<Sides> = self.sides.iter().filter(|s| open(self.schedule.phase(s.scorer))).cloned().collect();
-        let mut found_any = false;
-        for sides in sides {
-            if let Some(found) = leakage::contaminated(&self.planner.graph, &sides, &self.identities) {
-                found_any = true;
-                self.fail(sides.scorer, format!("leakage: {}", found.message), None);
-            }
-        }
-        if found_any {
-            for node in self.schedule.block_useless() {
-                let (instance, by) = (self.name(node), "a leaking score that was its only reader".to_owned());
-                self.summary.blocked += 1;
-                self.note(instance.clone(), "blocked", None, None);
-                (self.tell)(Event::Blocked { instance, by });
-            }
-        }
-    }
-
-    /// Where nobody can say who is in an artifact, no score that it reaches is allowed.
-    fn refuse_unproven(&mut self, node: NodeIndex, message: &str) {
-        let open = |phase| matches!(phase, Phase::Waiting | Phase::Ready);
-        let scorers: Vec<NodeIndex> = self
-            .sides
-            .iter()
-            .filter(|s| open(self.schedule.phase(s.scorer)) && (s.trained.contains(&node) || s.scored.contains(&node)))
-            .map(|s| s.scorer)
-            .collect();
-        for scorer in scorers {
-            self.fail(scorer, format!("who is in `{}` cannot be told: {message}; run again", self.name(node)), None);
-        }
-    }
-
     fn fail(&mut self, node: NodeIndex, message: String, log: Option<PathBuf>) {
         let name = self.name(node);
         self.summary.failed.push((name.clone(), message.clone()));
@@ -534,71 +482,6 @@ impl Driver<'_, '_, '_> {
             (self.tell)(Event::Blocked { instance, by: name.clone() });
         }
     }
-}
-
-impl Planner<'_> {
-    /// Who and what an artifact of raw data contains, if its kind says so.
-    ///
-    /// # Errors
-    /// A list that is damaged, in words; it is set aside, so that the next run makes it anew.
-    pub fn identities(&self, node: NodeIndex, record: &Record) -> Result<Option<Identities>, String> {
-        let Some(output) = self.kind(node).outputs.iter().find(|o| o.purpose == Purpose::Identities) else {
-            return Ok(None);
-        };
-        let file = record.outputs.iter().find(|o| o.path == output.path);
-        let file = file.ok_or_else(|| format!("it has no {}", output.path))?;
-        let read = self.store.read(&file.digest).map_err(|e| e.to_string());
-        match read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| e.to_string())) {
-            Ok(identities) => Ok(Some(identities)),
-            Err(message) => {
-                // Best effort: a store that cannot be written keeps the damaged object, and the refusal stands.
-                let _ = self.store.check_object(&file.digest);
-                Err(message)
-            }
-        }
-    }
-
-    /// Scores that are refused because a patient or an image is on both sides, as far as ingestion has shown it.
-    ///
-    /// # Errors
-    /// All of them, each at the stage that would score.
-    pub fn refuse_contaminated(&self, plan: &Plan) -> Result<(), Diagnostics> {
-        let mut identities = HashMap::new();
-        for node in self.graph.dag.node_indices() {
-            if let State::Cached(record) = plan.state(node) {
-                identities.extend(self.identities(node, record).ok().flatten().map(|found| (node, found)));
-            }
-        }
-        let mut list: Vec<Diagnostic> = Vec::new();
-        for sides in leakage::sides(self.kinds, &self.graph) {
-            if matches!(plan.state(sides.scorer), State::NotSelected) {
-                continue;
-            }
-            let Some(found) = leakage::contaminated(&self.graph, &sides, &identities) else { continue };
-            let stage = &self.graph.dag[sides.scorer].stage;
-            let span = Some(self.loaded.tree.key_span(&["stages", stage]));
-            if list.iter().all(|known| known.span != span) {
-                let hint =
-                    "leave one of the two out, or write `in_domain: true` in the stage to report it as in-domain";
-                list.push(Diagnostic {
-                    file: self.loaded.path.clone(),
-                    span,
-                    message: format!("leakage: `{}` is refused: {}", found.scorer, found.message),
-                    hint: Some(hint.into()),
-                });
-            }
-        }
-        if list.is_empty() { Ok(()) } else { Err(Diagnostics { list }) }
-    }
-}
-
-/// The first source that is not any more what was hashed.
-fn changed_source(store: &Store, resolved: &Resolved) -> Option<String> {
-    let files = resolved.sources.values().flat_map(|source| &source.files);
-    files
-        .filter(|file| !store.digest_of_raw(&file.path).is_ok_and(|(digest, _)| digest == file.digest))
-        .map(|file| file.path.display().to_string())
-        .next()
 }
 
 /// The file of an instance's log in a run's folder.
