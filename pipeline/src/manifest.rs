@@ -284,8 +284,6 @@ pub struct Loaded {
     pub manifest: Manifest,
     /// The folder that paths are relative to.
     pub root: PathBuf,
-    /// What the command line changed.
-    pub overrides: Vec<Override>,
 }
 
 impl Loaded {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use petgraph::graph::NodeIndex;
 use siteline_cache::{
@@ -23,6 +23,10 @@ use crate::protocol::{Identities, Reply, RunInput, RunRequest};
 use crate::schedule::{Held, Phase, Pool, Schedule};
 
 mod guard;
+mod names;
+
+pub use names::log_name;
+use names::{file_name, now_ms, run_id};
 
 /// How to run.
 #[derive(Clone, Debug)]
@@ -482,24 +486,4 @@ impl Driver<'_, '_, '_> {
             (self.tell)(Event::Blocked { instance, by: name.clone() });
         }
     }
-}
-
-/// The file of an instance's log in a run's folder.
-pub fn log_name(instance: &str) -> String {
-    format!("{}.log", file_name(instance))
-}
-
-/// An instance's name as a file's.
-fn file_name(instance: &str) -> String {
-    instance.replace('[', ".").replace(']', "").replace(',', "_").replace('/', "-")
-}
-
-/// An id that sorts by time and tells runs of the same second apart.
-fn run_id() -> String {
-    let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
-    format!("{time}-{:05}", std::process::id() % 100_000)
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

@@ -62,7 +62,7 @@ pub fn load(path: &Path, overrides: &[Override], kinds: &[StageKind]) -> Result<
         .map_err(|e| plain(format!("the manifest cannot be understood: {e}"), None))?;
     let root = root_of(path, manifest.root.as_deref())
         .map_err(|message| Diagnostics { list: vec![at(tree.nearest(&["root"]).span.clone(), message, None)] })?;
-    let loaded = Loaded { path: path.to_owned(), text, tree, manifest, root, overrides: overrides.to_vec() };
+    let loaded = Loaded { path: path.to_owned(), text, tree, manifest, root };
     let found = check::check(&loaded, kinds);
     if found.is_empty() { Ok(loaded) } else { Err(sorted(found)) }
 }
