@@ -64,7 +64,7 @@ impl Trace {
         }
         let address: Vec<_> =
             table.cells.address(cell).into_iter().map(|(axis, value)| format!("{axis}={value}")).collect();
-        println!("{} {}  {}", cell.metric, table.cells.text(cell), address.join(", "));
+        println!("{} {}  {}", cell.metric, cell.text, address.join(", "));
         println!("  {} of {}, in {}", count(cell.runs, "run"), count(cell.images, "image"), table.record.instance);
         println!("  table {}  key {}", table.record.outputs[0].digest.short(), table.record.key.short());
         let mut tree = Tree { verbose: self.verbose, shown: BTreeMap::new() };

@@ -43,7 +43,7 @@ pub fn render(planner: &Planner, plan: &Plan, tables: &[ResultsTable]) -> Result
                             let title: Vec<_> = address.iter().map(|(axis, value)| format!("{axis}={value}")).collect();
                             numbers.push(json!({
                                 "metric": metric,
-                                "text": table.cells.text(cell),
+                                "text": cell.text,
                                 "address": title.join(", "),
                                 "runs": cell.runs,
                                 "images": cell.images,
@@ -51,7 +51,7 @@ pub fn render(planner: &Planner, plan: &Plan, tables: &[ResultsTable]) -> Result
                                 "table": table.record.key.short(),
                                 "scores": scores.iter().map(|(_, record)| record.key.short()).collect::<Vec<_>>(),
                             }));
-                            json!({"text": table.cells.text(cell), "number": numbers.len() - 1})
+                            json!({"text": cell.text, "number": numbers.len() - 1})
                         })
                         .collect();
                     json!({"labels": row, "cells": cells})

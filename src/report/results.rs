@@ -26,8 +26,6 @@ pub struct Cells {
     pub columns: Vec<String>,
     /// Metrics.
     pub metrics: Vec<String>,
-    /// Digits behind the decimal point, in percent.
-    pub decimals: usize,
     /// The numbers.
     pub cells: Vec<Cell>,
 }
@@ -51,21 +49,13 @@ pub struct Cell {
     pub images: usize,
     /// Whether a model was scored on a site that it was trained on.
     pub in_domain: bool,
+    /// As the table shows it.
+    pub text: String,
     /// The points of the scores behind it.
     pub points: Vec<Point>,
 }
 
 impl Cells {
-    /// A number as the table shows it.
-    pub fn text(&self, cell: &Cell) -> String {
-        let digits = self.decimals;
-        let mark = if cell.in_domain { "†" } else { "" };
-        match cell.std {
-            Some(std) => format!("{:.digits$} ± {:.digits$}{mark}", cell.mean * 100.0, std * 100.0),
-            None => format!("{:.digits$}{mark}", cell.mean * 100.0),
-        }
-    }
-
     /// Row axes and the column of a cell, by axis.
     pub fn address(&self, cell: &Cell) -> BTreeMap<String, String> {
         let mut address: BTreeMap<_, _> = self.row_axes.iter().cloned().zip(cell.row.iter().cloned()).collect();

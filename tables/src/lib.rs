@@ -126,24 +126,25 @@ pub struct Cell {
     pub images: usize,
     /// Whether a model was scored on a site that it was trained on.
     pub in_domain: bool,
+    /// As every table and report shows it, in percent: `81.6 ± 0.4`, marked where it is in-domain.
+    pub text: String,
     /// The points of the score files behind it.
     pub points: Vec<BTreeMap<String, String>>,
+}
+
+/// A value in percent with its spread.
+fn percent(mean: f64, std: Option<f64>, in_domain: bool, digits: usize) -> String {
+    let mark = if in_domain { "†" } else { "" };
+    match std {
+        Some(std) => format!("{:.digits$} ± {:.digits$}{mark}", mean * 100.0, std * 100.0),
+        None => format!("{:.digits$}{mark}", mean * 100.0),
+    }
 }
 
 impl ResultsTable {
     /// The cell of a metric, row and column.
     pub fn cell(&self, metric: Metric, row: &[String], column: &str) -> Option<&Cell> {
         self.cells.iter().find(|cell| cell.metric == metric && cell.row == row && cell.column == column)
-    }
-
-    /// A cell's text in percent: `81.6 ± 0.4`, marked where it is in-domain.
-    pub fn text(&self, cell: &Cell) -> String {
-        let digits = self.decimals;
-        let mark = if cell.in_domain { "†" } else { "" };
-        match cell.std {
-            Some(std) => format!("{:.digits$} ± {:.digits$}{mark}", cell.mean * 100.0, std * 100.0),
-            None => format!("{:.digits$}{mark}", cell.mean * 100.0),
-        }
     }
 
     /// What the numbers are, in one sentence for under a table.

@@ -76,7 +76,7 @@ fn body(table: &ResultsTable, metric: Metric, blank: &str) -> Vec<Vec<String>> {
         .iter()
         .map(|row| {
             let cells = table.columns.iter().map(|column| {
-                table.cell(metric, row, column).map_or_else(|| blank.to_owned(), |cell| table.text(cell))
+                table.cell(metric, row, column).map_or_else(|| blank.to_owned(), |cell| cell.text.clone())
             });
             row.iter().cloned().chain(cells).collect()
         })

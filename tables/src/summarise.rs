@@ -5,7 +5,7 @@ use std::fs::File;
 
 use polars::prelude::*;
 
-use crate::{AVERAGE, Cell, Layout, Metric, ResultsTable, ScoreFile, TableError};
+use crate::{AVERAGE, Cell, Layout, Metric, ResultsTable, ScoreFile, TableError, percent};
 
 type Point = BTreeMap<String, String>;
 
@@ -51,9 +51,9 @@ pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, T
             for column in &columns {
                 let members: Vec<&RunMean> = runs.iter().filter(|r| r.row == *row && r.column == *column).collect();
                 let values = members.iter().map(|run| run.values[index]).collect();
-                cells.extend(cell(*metric, row, column, values, &members)?);
+                cells.extend(cell(layout, *metric, row, column, values, &members)?);
             }
-            cells.extend(average(*metric, index, row, &columns, &runs)?);
+            cells.extend(average(layout, *metric, index, row, &columns, &runs)?);
         }
     }
     columns.push(AVERAGE.to_owned());
@@ -96,6 +96,7 @@ fn run_mean(file: &ScoreFile, layout: &Layout, row_axes: &[String]) -> Result<Ru
 
 /// Mean and spread of some runs; no cell without a run.
 fn cell(
+    layout: &Layout,
     metric: Metric,
     row: &[String],
     column: &str,
@@ -108,21 +109,25 @@ fn cell(
     let runs = values.len();
     let series = Series::new("value".into(), values);
     let std = if runs > 1 { series.std(1) } else { None };
+    let mean = series.mean().ok_or_else(|| TableError::Layout("a cell has no mean".into()))?;
+    let in_domain = members.iter().any(|run| run.in_domain);
     Ok(Some(Cell {
         metric,
         row: row.to_vec(),
         column: column.to_owned(),
-        mean: series.mean().ok_or_else(|| TableError::Layout("a cell has no mean".into()))?,
+        text: percent(mean, std, in_domain, layout.decimals),
+        mean,
         std,
         runs,
         images: members.iter().map(|run| run.images).sum::<usize>() / runs,
-        in_domain: members.iter().any(|run| run.in_domain),
+        in_domain,
         points: members.iter().map(|run| run.point.clone()).collect(),
     }))
 }
 
 /// The mean over all columns, run by run. A row that lacks a column has no average: it would be one over other sites.
 fn average(
+    layout: &Layout,
     metric: Metric,
     index: usize,
     row: &[String],
@@ -138,5 +143,5 @@ fn average(
         return Ok(None);
     }
     let values = by_over.values().map(|values| values.iter().sum::<f64>() / values.len() as f64).collect();
-    cell(metric, row, AVERAGE, values, &members)
+    cell(layout, metric, row, AVERAGE, values, &members)
 }
