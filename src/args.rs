@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use siteline_pipeline::pattern::InstancePattern;
+use siteline_pipeline::select::Selection;
 use tracing::level_filters::LevelFilter;
 
 use crate::commands;
+use crate::diagnostic::CommandError;
 
 /// Runs multi-site experiments as content-hashed stages: only what changed reruns, and every number can be traced to the
 /// images, prompts, weights, code and seeds behind it.
@@ -41,12 +44,51 @@ pub struct Common {
     /// Change a value of the manifest: `--set stages.train.with.epochs=2`; may be repeated
     #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+    /// A store that is made is open to the folder's group instead of its user alone
+    #[arg(long, global = true, env = "SITELINE_SHARED_STORE", hide_env_values = true)]
+    pub shared_store: bool,
     /// The program that holds the stage kinds [default: siteline-worker beside this program]
     #[arg(long, global = true, value_name = "FILE", env = "SITELINE_WORKER", hide_env_values = true)]
     pub worker: Option<PathBuf>,
     /// Say more of how decisions are made; twice for all
     #[arg(long, global = true, action = clap::ArgAction::Count)]
     pub debug: u8,
+}
+
+/// Options that choose instances.
+#[derive(Debug, Default, ClapArgs)]
+pub struct Chosen {
+    /// Only instances that fit, and what they need: `train[seed=0]`; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub only: Vec<String>,
+    /// Not the instances that fit, nor what is made from them; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub except: Vec<String>,
+    /// The instances that fit, and what is made from them, run again, cached or not; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub from: Vec<String>,
+    /// Everything selected runs again, cached or not; differing bytes are reported
+    #[arg(long)]
+    pub force: bool,
+}
+
+impl Chosen {
+    /// The patterns, read.
+    pub fn selection(&self) -> Result<Selection, CommandError> {
+        let read = |texts: &[String]| {
+            let parse = |text: &String| {
+                let hint = "patterns look like `train` or `train[method=mcdrl,held_out=*]`".to_owned();
+                InstancePattern::parse(text).map_err(|message| CommandError::request(message, hint))
+            };
+            texts.iter().map(parse).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Selection {
+            only: read(&self.only)?,
+            except: read(&self.except)?,
+            from: read(&self.from)?,
+            force: self.force,
+        })
+    }
 }
 
 impl Args {
@@ -78,6 +120,12 @@ pub enum Command {
     Gc(commands::gc::Gc),
     Schema(commands::schema::Schema),
     Completions(commands::completions::Completions),
+    /// Ends the processes of a run whose driver is gone. Started by `run` itself.
+    #[command(hide = true)]
+    WatchRun {
+        /// The run's id
+        run: String,
+    },
 }
 
 impl Command {

@@ -43,6 +43,10 @@ pub fn run(args: Args) -> Outcome {
         Command::Gc(verb) => verb.run(common),
         Command::Schema(verb) => verb.run(common),
         Command::Completions(verb) => verb.run(),
+        Command::WatchRun { run } => {
+            siteline_pipeline::processes::watch(&run);
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

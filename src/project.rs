@@ -1,14 +1,16 @@
 //! What most commands begin with: the manifest, the kinds, the store.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use siteline_cache::{Access, Store};
+use siteline_cache::{Access, Sharing, Store};
 use siteline_pipeline::manifest::{self, Loaded, Override};
 use siteline_pipeline::pack::Pack;
 use siteline_pipeline::pattern::InstancePattern;
 use siteline_pipeline::plan::Planner;
+use siteline_pipeline::select::{self, Selection};
 
-use crate::args::Common;
+use crate::args::{Chosen, Common};
 use crate::diagnostic::CommandError;
 
 /// Name of a manifest that need not be named.
@@ -16,12 +18,10 @@ const DEFAULT_MANIFEST: &str = "siteline.yaml";
 
 /// A manifest with everything that it is planned by.
 pub struct Project {
-    /// The stage kinds.
-    pub pack: Pack,
     /// The manifest.
     pub loaded: Loaded,
     /// The store.
-    pub store: Store,
+    pub store: Arc<Store>,
 }
 
 impl Project {
@@ -39,21 +39,20 @@ impl Project {
                 Override::parse(text).map_err(|message| CommandError::request(format!("--set: {message}"), None))
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let loaded = manifest::load(&path, &overrides, &pack.kinds)?;
+        let loaded = manifest::load(&path, &overrides, &pack)?;
         let root = common.store.clone().unwrap_or_else(|| loaded.root.join(".siteline"));
-        Ok(Self { pack, store: Store::open(&root, access)?, loaded })
+        let sharing = if common.shared_store { Sharing::Group } else { Sharing::Private };
+        Ok(Self { store: Arc::new(Store::open_shared(&root, access, sharing)?), loaded })
     }
 
-    /// Spells out the sweep, or the part of it that the patterns choose.
-    pub fn planner(&self, only: &[String]) -> Result<Planner<'_>, CommandError> {
-        let patterns = only
-            .iter()
-            .map(|text| {
-                let hint = "patterns look like `train` or `train[method=mcdrl,held_out=*]`".to_owned();
-                InstancePattern::parse(text).map_err(|message| CommandError::request(message, hint))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Planner::new(&self.loaded, &self.pack.kinds, &self.store, &patterns)?)
+    /// Spells out the whole sweep.
+    pub fn planner(&self) -> Result<Planner<'_>, CommandError> {
+        Ok(Planner::new(&self.loaded, &self.store, &Selection::default())?)
+    }
+
+    /// Spells out the part of the sweep that was asked for.
+    pub fn planner_of(&self, chosen: &Chosen) -> Result<Planner<'_>, CommandError> {
+        Ok(Planner::new(&self.loaded, &self.store, &chosen.selection()?)?)
     }
 
     /// Where tables and the report of this experiment appear.
@@ -93,8 +92,7 @@ pub fn find_instance(planner: &Planner, name: &str) -> Result<siteline_pipeline:
     match fitting.as_slice() {
         [one] => Ok(*one),
         [] => {
-            let stages = planner.loaded.manifest.stages.keys().map(String::as_str);
-            let hint = siteline_pipeline::diagnostic::suggest(&pattern.stage, "the stages are", stages);
+            let hint = select::hint(planner.loaded, &pattern);
             Err(CommandError::request(format!("there is no instance `{name}`"), hint))
         }
         several => {

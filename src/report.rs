@@ -9,7 +9,7 @@ mod stages;
 use std::path::{Path, PathBuf};
 
 use siteline_pipeline::NodeIndex;
-use siteline_pipeline::plan::{Planner, State};
+use siteline_pipeline::plan::{Plan, Planner, State};
 use siteline_pipeline::protocol::Purpose;
 
 use crate::diagnostic::CommandError;
@@ -28,10 +28,7 @@ pub struct Written {
 }
 
 /// Puts every result that is up to date into the results folder, and the report where there is a table.
-pub fn write(project: &Project, planner: &mut Planner) -> Result<Written, CommandError> {
-    // Looked up anew: the run has just changed what is in the store. Only what was asked for is looked at.
-    let plan = planner.plan()?;
-    let planner = &*planner;
+pub fn write(project: &Project, planner: &Planner, plan: &Plan) -> Result<Written, CommandError> {
     let folder = project.results();
     let mut any = false;
     for node in planner.graph.order.iter().copied() {
@@ -46,9 +43,9 @@ pub fn write(project: &Project, planner: &mut Planner) -> Result<Written, Comman
             }
         }
     }
-    let tables = results::find_tables(planner, &plan)?;
+    let tables = results::find_tables(planner, plan)?;
     let Some(first) = tables.first() else { return Ok(Written { table: None, report: None, folder, any }) };
-    let html = page::render(planner, &plan, &tables)?;
+    let html = page::render(planner, plan, &tables)?;
     let report = folder.join("report.html");
     put(&report, html.as_bytes())?;
     let markdown = first.read(&project.store, "table.md")?;
@@ -62,7 +59,10 @@ fn folder_of(planner: &Planner, folder: &Path, node: NodeIndex) -> PathBuf {
         return folder.to_owned();
     }
     let instance = &planner.graph.dag[node];
-    instance.point.iter().fold(folder.join(&instance.stage), |at, (axis, value)| at.join(format!("{axis}={value}")))
+    instance
+        .point
+        .iter()
+        .fold(folder.join(instance.stage.as_ref()), |at, (axis, value)| at.join(format!("{axis}={value}")))
 }
 
 /// Writes a file whole, if it is not there with this very content.

@@ -66,7 +66,11 @@ impl Reporter {
                 draw(event, all, running);
                 let kept = matches!(
                     event,
-                    Event::Failed { .. } | Event::Warning { .. } | Event::WaitsForRun { .. } | Event::Stopping
+                    Event::Failed { .. }
+                        | Event::Retries { .. }
+                        | Event::Warning { .. }
+                        | Event::WaitsForRun { .. }
+                        | Event::Stopping
                 );
                 if let (Some(line), true) = (line, kept) {
                     let _ = all.println(line);
@@ -99,6 +103,9 @@ impl Reporter {
             Event::Failed { instance, message, log } => {
                 let log = log.as_ref().map(|path| format!("\n  log: {}", path.display())).unwrap_or_default();
                 format!("FAILED  {instance}: {message}{log}")
+            }
+            Event::Retries { instance, message, attempt, attempts, in_seconds } => {
+                format!("again   {instance}: {message}; attempt {attempt} of {attempts} in {in_seconds:.0} s")
             }
             Event::Blocked { instance, by } => format!("blocked {instance} (by {by})"),
             Event::Warning { instance, text } => format!("warning {instance}: {text}"),

@@ -1,23 +1,9 @@
 //! Kills and company: whatever happens to a run, the next one just works.
 
-use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::Duration;
 
 use crate::space::{Said, Space};
-
-/// Key to output digests of every record in a store.
-fn records(space: &Space) -> BTreeMap<String, serde_json::Value> {
-    let mut found = BTreeMap::new();
-    for folder in std::fs::read_dir(space.path(".siteline/records")).unwrap() {
-        for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {
-            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
-            let record: serde_json::Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
-            found.insert(record["key"].as_str().unwrap().to_owned(), record["outputs"].clone());
-        }
-    }
-    found
-}
 
 /// Processes whose command line names the folder or that run in it.
 fn workers_in(space: &Space) -> usize {
@@ -28,7 +14,7 @@ fn workers_in(space: &Space) -> usize {
 
 #[test]
 fn a_run_that_is_killed_at_any_moment_is_followed_by_one_that_just_works() {
-    let clean = records(&Space::finished());
+    let clean = Space::finished().records();
     let space = Space::fresh();
     let mut interrupted = 0;
     let mut finished_before = 0;
@@ -40,7 +26,7 @@ fn a_run_that_is_killed_at_any_moment_is_followed_by_one_that_just_works() {
         child.kill().unwrap();
         child.wait().unwrap();
         interrupted += usize::from(!over);
-        let whole = records(&space).len();
+        let whole = space.records().len();
         assert!(whole >= finished_before, "a finished result was lost");
         finished_before = whole;
     }
@@ -48,7 +34,7 @@ fn a_run_that_is_killed_at_any_moment_is_followed_by_one_that_just_works() {
     let said = space.run(&["run", "--plain"]);
     assert_eq!(said.code, 0, "{}", said.stderr);
     assert_eq!(said.executed().len(), clean.len() - finished_before, "a finished instance was repeated");
-    assert_eq!(records(&space), clean);
+    assert_eq!(space.records(), clean);
     std::thread::sleep(Duration::from_millis(600));
     assert_eq!(workers_in(&space), 0, "a worker outlived its driver");
 }
@@ -62,7 +48,7 @@ fn two_runs_at_once_execute_each_instance_once() {
     assert_eq!((one.code, two.code), (0, 0), "{}\n{}", one.stderr, two.stderr);
     let (a, b) = (one.executed(), two.executed());
     assert_eq!(a.intersection(&b).collect::<Vec<_>>(), Vec::<&String>::new(), "executed twice");
-    assert_eq!(a.len() + b.len(), records(&Space::finished()).len());
+    assert_eq!(a.len() + b.len(), Space::finished().records().len());
 }
 
 #[test]
@@ -77,10 +63,10 @@ fn a_stopped_run_ends_in_order_and_goes_on_later() {
     let said = Said::from(child.wait_with_output().unwrap());
     assert_eq!(said.code, 130, "{}", said.stderr);
     assert!(said.stdout.contains("Stopped in"), "{}", said.stdout);
-    let before = records(&space).len();
+    let before = space.records().len();
     let again = space.run(&arguments);
     assert_eq!(again.code, 0, "{}", again.stderr);
-    assert_eq!(again.executed().len(), records(&space).len() - before);
+    assert_eq!(again.executed().len(), space.records().len() - before);
 }
 
 #[test]

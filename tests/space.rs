@@ -1,6 +1,6 @@
 //! A project in a folder of its own, and the ways to change it, run it and look at it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -151,6 +151,23 @@ impl Space {
         let said = self.run(&[&["run", "--plain"], arguments].concat());
         assert_eq!(said.code, 0, "{}\n{}", said.stdout, said.stderr);
         said.executed()
+    }
+
+    /// Key to outputs of every whole record in the project's store.
+    pub fn records(&self) -> BTreeMap<String, serde_json::Value> {
+        let mut found = BTreeMap::new();
+        for file in fs::read_dir(self.path(".siteline/records")).into_iter().flatten() {
+            let text = String::from_utf8_lossy(&fs::read(file.unwrap().path()).unwrap()).into_owned();
+            let mut lines = text.lines();
+            while let Some(line) = lines.next() {
+                let Some(heading) = line.strip_prefix("siteline-record 2 ") else { continue };
+                let key = heading.split(' ').next().unwrap();
+                if let Some(hit) = lines.next().and_then(|hit| serde_json::from_str::<serde_json::Value>(hit).ok()) {
+                    found.insert(key.to_owned(), hit["outputs"].clone());
+                }
+            }
+        }
+        found
     }
 
     /// Changes one image so that it differs at any working size.

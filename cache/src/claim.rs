@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
@@ -50,62 +51,129 @@ impl Drop for Claim {
     }
 }
 
-impl Claim {
-    /// Shows other machines that the owner is alive.
-    ///
-    /// # Errors
-    /// A lease that cannot be touched.
-    pub fn renew(&self) -> Result<()> {
-        File::open(&self.path)
-            .and_then(|file| file.set_modified(SystemTime::now()))
-            .map_err(StoreError::io("write", &self.path))
-    }
-}
-
 impl Owner {
     /// This process.
     pub fn this_process() -> Self {
         Self {
-            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            boot: boot_id(),
+            host: host(),
+            boot: boot_id().to_owned(),
             pid: std::process::id(),
             started: start_of(std::process::id()).unwrap_or(0),
         }
     }
 
-    fn lives(&self, lease: &Path) -> bool {
+    /// Whether the process still runs, as far as this machine can tell: `None` for another machine's.
+    pub fn runs(&self) -> Option<bool> {
         if self.boot == boot_id() {
-            return start_of(self.pid) == Some(self.started);
+            return Some(start_of(self.pid) == Some(self.started));
         }
-        if self.host == rustix::system::uname().nodename().to_string_lossy() {
-            // The same machine, booted since.
-            return false;
-        }
-        let age = fs::metadata(lease).and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
-        age.is_none_or(|age| age < STALE_AFTER)
+        // The same machine, booted since.
+        (self.host == host()).then_some(false)
+    }
+
+    fn lives(&self, lease: &Path) -> bool {
+        self.runs().unwrap_or_else(|| {
+            let age = fs::metadata(lease).and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+            age.is_none_or(|age| age < STALE_AFTER)
+        })
     }
 }
 
-/// Tries to take the lease on `key` below `leases`.
-pub(crate) fn claim(leases: &Path, key: &Digest) -> Result<ClaimOutcome> {
-    // Held for microseconds, and let go by the kernel whatever happens to its holder.
-    let guard_path = leases.join(".guard");
-    let guard = File::create(&guard_path).map_err(StoreError::io("write", &guard_path))?;
-    flock(&guard, FlockOperation::LockExclusive).map_err(|e| StoreError::io("lock", &guard_path)(e.into()))?;
-    let path = leases.join(key.to_string());
-    let owner = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Owner>(&bytes).ok());
-    match owner {
-        Some(owner) if owner.lives(&path) => return Ok(ClaimOutcome::Held(owner)),
-        _ => {}
-    }
-    let bytes = serde_json::to_vec(&Owner::this_process()).expect("an owner is JSON");
-    let fresh = leases.join(format!(".new-{}", std::process::id()));
-    fs::write(&fresh, bytes).and_then(|()| fs::rename(&fresh, &path)).map_err(StoreError::io("write", &path))?;
-    Ok(ClaimOutcome::Claimed(Claim { path }))
+/// The leases of a store, as one process takes them: every lease that it holds is a link to one file that says whose it is, so
+/// taking one is a single step, and one touch shows other machines that the owner of all of them is alive.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    folder: PathBuf,
+    own: OnceLock<PathBuf>,
 }
 
-fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+impl Drop for Leases {
+    fn drop(&mut self) {
+        if let Some(own) = self.own.get() {
+            let _ = fs::remove_file(own);
+        }
+    }
+}
+
+impl Leases {
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self { folder, own: OnceLock::new() }
+    }
+
+    fn own(&self) -> Result<&Path> {
+        if let Some(own) = self.own.get() {
+            return Ok(own);
+        }
+        let bytes = serde_json::to_vec(&Owner::this_process()).expect("an owner is JSON");
+        let file = tempfile::Builder::new()
+            .prefix(".owner-")
+            .tempfile_in(&self.folder)
+            .map_err(StoreError::io("write", &self.folder))?;
+        fs::write(file.path(), bytes).map_err(StoreError::io("write", file.path()))?;
+        let path = file.path().to_owned();
+        // From here on it is removed with the leases.
+        let kept = file.keep().map(|(_, path)| path).map_err(|e| StoreError::io("write", &path)(e.error))?;
+        Ok(self.own.get_or_init(|| kept))
+    }
+
+    /// Shows other machines that the owner is alive.
+    pub(crate) fn renew(&self) -> Result<()> {
+        let Some(own) = self.own.get() else { return Ok(()) };
+        File::open(own).and_then(|file| file.set_modified(SystemTime::now())).map_err(StoreError::io("write", own))
+    }
+
+    /// Tries to take the lease on `key`.
+    pub(crate) fn claim(&self, key: &Digest) -> Result<ClaimOutcome> {
+        let path = self.folder.join(key.to_string());
+        let own = self.own()?;
+        match fs::hard_link(own, &path) {
+            Ok(()) => return Ok(ClaimOutcome::Claimed(Claim { path })),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(StoreError::io("write", &path)(e)),
+        }
+        // Held, or left by somebody who is gone. One process at a time looks which, so that nobody removes a lease that
+        // another has just taken over.
+        let guard_path = self.folder.join(".guard");
+        let guard = File::create(&guard_path).map_err(StoreError::io("write", &guard_path))?;
+        flock(&guard, FlockOperation::LockExclusive).map_err(|e| StoreError::io("lock", &guard_path)(e.into()))?;
+        let owner = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Owner>(&bytes).ok());
+        match owner {
+            Some(owner) if owner.lives(&path) => return Ok(ClaimOutcome::Held(owner)),
+            _ => {}
+        }
+        let _ = fs::remove_file(&path);
+        match fs::hard_link(own, &path) {
+            Ok(()) => Ok(ClaimOutcome::Claimed(Claim { path })),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(ClaimOutcome::Held(Owner::this_process())),
+            Err(e) => Err(StoreError::io("write", &path)(e)),
+        }
+    }
+
+    /// Every lease: the key's text, its owner if that can be read, and whether the owner lives.
+    pub(crate) fn all(&self) -> Vec<(String, Option<Owner>, bool)> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let mut all: Vec<_> = entries
+            .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
+            .map(|entry| {
+                let owner = fs::read(entry.path()).ok().and_then(|bytes| serde_json::from_slice::<Owner>(&bytes).ok());
+                let lives = owner.as_ref().is_some_and(|owner| owner.lives(&entry.path()));
+                (entry.file_name().to_string_lossy().into_owned(), owner, lives)
+            })
+            .collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+}
+
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn boot_id() -> &'static str {
+    static ID: OnceLock<String> = OnceLock::new();
+    ID.get_or_init(|| {
+        fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+    })
 }
 
 /// Field 22 of `/proc/PID/stat`; the command in field 2 may hold spaces, so fields are counted behind its bracket.
@@ -128,24 +196,50 @@ mod tests {
     #[test]
     fn a_lease_of_a_dead_process_is_free() {
         let dir = tempfile::tempdir().unwrap();
+        let leases = Leases::new(dir.path().to_owned());
         let key = Digest::of_bytes(b"k");
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let owner = Owner { pid: child.id(), started: start_of(child.id()).unwrap(), ..Owner::this_process() };
         fs::write(dir.path().join(key.to_string()), serde_json::to_vec(&owner).unwrap()).unwrap();
-        assert!(matches!(claim(dir.path(), &key).unwrap(), ClaimOutcome::Held(held) if held == owner));
+        assert!(matches!(leases.claim(&key).unwrap(), ClaimOutcome::Held(held) if held == owner));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(matches!(claim(dir.path(), &key).unwrap(), ClaimOutcome::Claimed(_)));
+        assert!(matches!(leases.claim(&key).unwrap(), ClaimOutcome::Claimed(_)));
     }
 
     #[test]
     fn a_lease_cut_short_is_free_and_a_dropped_one_too() {
         let dir = tempfile::tempdir().unwrap();
+        let leases = Leases::new(dir.path().to_owned());
         let key = Digest::of_bytes(b"k");
         fs::write(dir.path().join(key.to_string()), b"{\"host\":").unwrap();
-        let ClaimOutcome::Claimed(held) = claim(dir.path(), &key).unwrap() else { panic!("it was free") };
-        assert!(matches!(claim(dir.path(), &key).unwrap(), ClaimOutcome::Held(_)));
+        let ClaimOutcome::Claimed(held) = leases.claim(&key).unwrap() else { panic!("it was free") };
+        assert!(matches!(leases.claim(&key).unwrap(), ClaimOutcome::Held(_)));
         drop(held);
-        assert!(matches!(claim(dir.path(), &key).unwrap(), ClaimOutcome::Claimed(_)));
+        assert!(matches!(leases.claim(&key).unwrap(), ClaimOutcome::Claimed(_)));
+    }
+
+    #[test]
+    fn of_many_that_want_a_lease_at_once_one_gets_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..50u8 {
+            let key = Digest::of_bytes(&[round]);
+            if round % 2 == 0 {
+                fs::write(dir.path().join(key.to_string()), b"left by nobody").unwrap();
+            }
+            let claimed: Vec<bool> = std::thread::scope(|scope| {
+                let folder = dir.path().to_owned();
+                let take = move || {
+                    let leases = Leases::new(folder);
+                    let outcome = leases.claim(&key).unwrap();
+                    let got = matches!(outcome, ClaimOutcome::Claimed(_));
+                    std::mem::forget(outcome);
+                    got
+                };
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(take.clone())).collect();
+                threads.into_iter().map(|t| t.join().unwrap()).collect()
+            });
+            assert_eq!(claimed.iter().filter(|got| **got).count(), 1, "round {round}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 
+use crate::journal::{self, Journal};
 use crate::{Digest, Record, Result, Store, StoreError};
 
 /// What is kept.
@@ -19,7 +20,7 @@ pub struct Keep {
 #[derive(Clone, Debug, Default)]
 pub struct GcPlan {
     /// Records that stay.
-    pub kept: usize,
+    pub kept: Vec<Record>,
     /// Records that go.
     pub records: Vec<Record>,
     /// Files that go: objects that only those records name, and leftovers of killed runs.
@@ -43,14 +44,14 @@ impl Store {
     /// A store that cannot be read, or that a run is using.
     pub fn plan_gc(&self, keep: &Keep) -> Result<GcPlan> {
         self.alone()?;
-        let records: BTreeMap<Digest, Record> = self.records()?.into_iter().map(|r| (r.key, r)).collect();
+        let records: BTreeMap<Digest, Record> = self.records().into_iter().map(|r| (r.key, r)).collect();
         let mut waiting: Vec<Digest> =
             records.values().filter(|r| r.finished_ms > keep.finished_after_ms).map(|r| r.key).collect();
         let mut seen = BTreeSet::new();
         waiting.extend(&keep.keys);
         for run in self.runs()?.into_iter().filter(|run| run.status == "done") {
             if seen.insert(run.manifest.clone()) {
-                waiting.extend(self.outcomes(&run.id)?.into_iter().filter_map(|outcome| outcome.key));
+                waiting.extend(self.outcomes(&run.id).into_iter().filter_map(|outcome| outcome.key));
             }
         }
         waiting.extend(records.values().filter(|r| !seen.contains(&r.manifest)).map(|r| r.key));
@@ -65,9 +66,17 @@ impl Store {
             .filter(|r| kept.contains(&r.key))
             .flat_map(|r| r.outputs.iter().map(|o| o.digest))
             .collect();
-        let mut plan = GcPlan { kept: records.values().filter(|r| kept.contains(&r.key)).count(), ..GcPlan::default() };
-        plan.records = records.into_values().filter(|r| !kept.contains(&r.key)).collect();
+        let (stay, go): (Vec<Record>, Vec<Record>) = records.into_values().partition(|r| kept.contains(&r.key));
+        let mut plan = GcPlan { kept: stay, records: go, ..GcPlan::default() };
         self.unnamed_objects(&named, &mut plan)?;
+        self.leftovers(&mut plan)?;
+        Ok(plan)
+    }
+
+    /// What killed runs left, and parts that no run has used since: all of it can be made anew.
+    fn leftovers(&self, plan: &mut GcPlan) -> Result<()> {
+        let resume = self.root().join("resume");
+        plan.folders.extend(fs::read_dir(&resume).into_iter().flatten().flatten().map(|entry| entry.path()));
         let tmp = self.root().join("tmp");
         for entry in fs::read_dir(&tmp).map_err(StoreError::io("read", &tmp))? {
             let path = entry.map_err(StoreError::io("read", &tmp))?.path();
@@ -78,7 +87,7 @@ impl Store {
                 plan.files.push((path, size));
             }
         }
-        Ok(plan)
+        Ok(())
     }
 
     fn unnamed_objects(&self, named: &BTreeSet<Digest>, plan: &mut GcPlan) -> Result<()> {
@@ -97,17 +106,17 @@ impl Store {
         Ok(())
     }
 
-    /// Removes what `plan` lists: records first, so that no record ever names a missing object.
+    /// Removes what `plan` lists: records first, so that no record ever names a missing object. What stays of the journals
+    /// becomes one.
     ///
     /// # Errors
     /// Files that cannot be removed.
-    pub fn apply_gc(&self, plan: &GcPlan) -> Result<()> {
+    pub fn apply_gc(&self, plan: &GcPlan, name: &str) -> Result<()> {
         self.alone()?;
-        for record in &plan.records {
-            let path = self.record_path(&record.key);
-            fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
-        }
-        self.ledger().forget(&plan.records.iter().map(|r| r.key).collect::<Vec<_>>())?;
+        let records: Vec<&Record> = plan.kept.iter().collect();
+        journal::rewrite(&self.root().join("records"), &self.root().join("tmp"), name, &records)?;
+        *self.journal() = Journal::open(&self.root().join("records"))?;
+        self.rebuild_ledger()?;
         for (path, _) in &plan.files {
             fs::remove_file(path).map_err(StoreError::io("remove", path))?;
         }

@@ -1,5 +1,6 @@
 //! The ledger: a SQLite index of what ran. It can be made anew from the records at any time.
 
+use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -8,9 +9,9 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use crate::stat::Stamp;
-use crate::{Digest, Record, Result, StoreError};
+use crate::{Digest, Owner, Record, Result, StoreError};
 
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// One time that an instance was executed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Execution {
     pub instance: String,
     /// The run.
     pub run: String,
+    /// Start, in milliseconds since 1970.
+    pub started_ms: u64,
     /// End, in milliseconds since 1970.
     pub finished_ms: u64,
 }
@@ -40,19 +43,16 @@ pub struct RunRow {
     pub finished_ms: Option<u64>,
     /// `running`, `done`, `failed`, `cancelled`.
     pub status: String,
+    /// The process that runs it.
+    pub owner: Option<Owner>,
 }
 
-/// What became of an instance in a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InstanceOutcome {
-    /// The instance.
-    pub instance: String,
-    /// `cached`, `executed`, `failed`, `blocked`, `cancelled`.
-    pub outcome: String,
-    /// Its key, if it got one.
-    pub key: Option<Digest>,
-    /// Its log, if it ran.
-    pub log: Option<PathBuf>,
+impl RunRow {
+    /// Its status in a word, `killed` for one that ended without a word.
+    pub fn state(&self) -> &str {
+        let gone = || self.owner.as_ref().and_then(Owner::runs) == Some(false);
+        if self.finished_ms.is_none() && gone() { "killed" } else { &self.status }
+    }
 }
 
 pub(crate) struct Ledger {
@@ -61,9 +61,8 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Opens the ledger for writing and brings it to the present version. Returns whether it has to be filled from the
-    /// records: because it is new, or because what lay there was no ledger and was set aside.
-    pub(crate) fn open(path: &Path) -> Result<(Self, bool)> {
+    /// Opens the ledger for writing and brings it to the present version. What lies there and is no ledger is set aside.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         match Self::try_open(path) {
             Ok(opened) => Ok(opened),
             Err(StoreError::Ledger { source, .. }) if is_corrupt(&source) => {
@@ -76,13 +75,13 @@ impl Ledger {
                     "the ledger was damaged; it was set aside as {} and is made anew from the records",
                     aside.display()
                 );
-                Ok((Self::try_open(path)?.0, true))
+                Self::try_open(path)
             }
             Err(other) => Err(other),
         }
     }
 
-    fn try_open(path: &Path) -> Result<(Self, bool)> {
+    fn try_open(path: &Path) -> Result<Self> {
         let wrap = Self::wrap(path);
         let connection = Connection::open(path).map_err(&wrap)?;
         connection.busy_timeout(Duration::from_secs(60)).map_err(&wrap)?;
@@ -93,7 +92,7 @@ impl Ledger {
         if version != VERSION {
             connection.execute_batch(include_str!("ledger.sql")).map_err(&wrap)?;
         }
-        Ok((Self { connection: Mutex::new(connection), path: path.to_owned() }, version != VERSION))
+        Ok(Self { connection: Mutex::new(connection), path: path.to_owned() })
     }
 
     /// Opens the ledger without changing anything on disk; an absent one is an empty one.
@@ -137,88 +136,95 @@ impl Ledger {
         work(&connection).map_err(Self::wrap(&self.path))
     }
 
-    /// Adds the rows of one record; a record that is there already is left alone.
-    pub(crate) fn add(&self, record: &Record) -> Result<()> {
+    /// Adds the rows of records, and notes up to where their journal is in the ledger.
+    pub(crate) fn add(&self, records: &[&Record], journal: &str, length: u64) -> Result<()> {
         self.run(|c| {
             let transaction = c.unchecked_transaction()?;
-            insert(&transaction, record)?;
-            transaction.commit()
-        })
-    }
-
-    /// Forgets all executions and takes in `records` instead.
-    pub(crate) fn rebuild(&self, records: &[Record]) -> Result<()> {
-        self.run(|c| {
-            let transaction = c.unchecked_transaction()?;
-            for table in ["executions", "inputs", "outputs", "metrics"] {
-                transaction.execute(&format!("DELETE FROM {table}"), [])?;
-            }
             records.iter().try_for_each(|record| insert(&transaction, record))?;
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO journals (name, length) VALUES (?1, ?2)")?
+                .execute(params![journal, length as i64])?;
             transaction.commit()
         })
     }
 
-    /// Notes that the ledger is filled: from here on it is trusted.
-    pub(crate) fn is_filled(&self) -> Result<()> {
-        self.run(|c| c.pragma_update(None, "user_version", VERSION))
+    /// Up to where each journal is in the ledger.
+    pub(crate) fn journals(&self) -> Result<BTreeMap<String, u64>> {
+        self.run(|c| {
+            let mut statement = c.prepare("SELECT name, length FROM journals")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))?;
+            rows.collect()
+        })
+    }
+
+    /// Forgets all executions, so that they are taken in anew.
+    pub(crate) fn forget_executions(&self) -> Result<()> {
+        self.run(|c| {
+            let transaction = c.unchecked_transaction()?;
+            transaction.execute_batch("DELETE FROM executions; DELETE FROM journals;")?;
+            transaction.commit()
+        })
     }
 
     /// Executions of an instance of a manifest, the latest first.
     pub(crate) fn executions_of(&self, manifest: &str, instance: &str) -> Result<Vec<Execution>> {
         self.run(|c| {
             let mut statement = c.prepare_cached(
-                "SELECT key, instance, run, finished_ms FROM executions WHERE manifest = ?1 AND instance = ?2 ORDER BY finished_ms DESC, seq DESC",
+                "SELECT key, instance, run, started_ms, finished_ms FROM executions WHERE manifest = ?1 AND instance = ?2 ORDER BY finished_ms DESC, seq DESC",
             )?;
             let rows = statement.query_map(params![manifest, instance], |row| {
                 Ok(Execution {
                     key: digest_at(row, 0)?,
                     instance: row.get(1)?,
                     run: row.get(2)?,
-                    finished_ms: row.get::<_, i64>(3)? as u64,
+                    started_ms: row.get::<_, i64>(3)? as u64,
+                    finished_ms: row.get::<_, i64>(4)? as u64,
                 })
             })?;
             rows.collect()
         })
     }
 
+    /// The time that executions of a stage kind took, in milliseconds: their number and sum, by stage name.
+    pub(crate) fn durations(&self, manifest: &str) -> Result<BTreeMap<String, (u64, u64)>> {
+        self.run(|c| {
+            let mut statement = c.prepare(
+                "SELECT CASE instr(instance, '[') WHEN 0 THEN instance ELSE substr(instance, 1, instr(instance, '[') - 1) END, count(*), sum(finished_ms - started_ms) FROM executions WHERE manifest = ?1 GROUP BY 1",
+            )?;
+            let rows = statement.query_map([manifest], |row| {
+                Ok((row.get(0)?, (row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)?.max(0) as u64)))
+            })?;
+            rows.collect()
+        })
+    }
+
     pub(crate) fn begin_run(&self, row: &RunRow) -> Result<()> {
+        let owner = row.owner.as_ref().map(|owner| serde_json::to_string(owner).expect("an owner is JSON"));
         self.run(|c| {
             c.execute(
-                "INSERT OR REPLACE INTO runs (id, manifest, command, started_ms, finished_ms, status) VALUES (?1, ?2, ?3, ?4, NULL, ?5)",
-                params![row.id, row.manifest, row.command, row.started_ms as i64, row.status],
+                "INSERT OR REPLACE INTO runs (id, manifest, command, started_ms, finished_ms, status, owner) VALUES (?1, ?2, ?3, ?4, NULL, ?5, ?6)",
+                params![row.id, row.manifest, row.command, row.started_ms as i64, row.status, owner],
             )
             .map(|_| ())
         })
     }
 
-    pub(crate) fn end_run(&self, id: &str, status: &str, finished_ms: u64, outcomes: &[InstanceOutcome]) -> Result<()> {
+    pub(crate) fn end_run(&self, id: &str, status: &str, finished_ms: u64) -> Result<()> {
         self.run(|c| {
-            let transaction = c.unchecked_transaction()?;
-            transaction.execute(
+            c.execute(
                 "UPDATE runs SET status = ?2, finished_ms = ?3 WHERE id = ?1",
                 params![id, status, finished_ms as i64],
-            )?;
-            for outcome in outcomes {
-                transaction.execute(
-                    "INSERT OR REPLACE INTO run_instances (run, instance, outcome, key, log) VALUES (?1, ?2, ?3, ?4, ?5)",
-                    params![
-                        id,
-                        outcome.instance,
-                        outcome.outcome,
-                        outcome.key.map(|k| k.to_string()),
-                        outcome.log.as_ref().map(|p| p.display().to_string())
-                    ],
-                )?;
-            }
-            transaction.commit()
+            )
+            .map(|_| ())
         })
     }
 
     /// Runs, the latest first.
     pub(crate) fn runs(&self) -> Result<Vec<RunRow>> {
         self.run(|c| {
-            let mut statement =
-                c.prepare("SELECT id, manifest, command, started_ms, finished_ms, status FROM runs ORDER BY started_ms DESC, id DESC")?;
+            let mut statement = c.prepare(
+                "SELECT id, manifest, command, started_ms, finished_ms, status, owner FROM runs ORDER BY started_ms DESC, id DESC",
+            )?;
             let rows = statement.query_map([], |row| {
                 Ok(RunRow {
                     id: row.get(0)?,
@@ -227,43 +233,10 @@ impl Ledger {
                     started_ms: row.get::<_, i64>(3)? as u64,
                     finished_ms: row.get::<_, Option<i64>>(4)?.map(|n| n as u64),
                     status: row.get(5)?,
+                    owner: row.get::<_, Option<String>>(6)?.and_then(|text| serde_json::from_str(&text).ok()),
                 })
             })?;
             rows.collect()
-        })
-    }
-
-    pub(crate) fn outcomes(&self, run: &str) -> Result<Vec<InstanceOutcome>> {
-        self.run(|c| {
-            let mut statement =
-                c.prepare("SELECT instance, outcome, key, log FROM run_instances WHERE run = ?1 ORDER BY instance")?;
-            let rows = statement.query_map([run], |row| {
-                let key: Option<String> = row.get(2)?;
-                Ok(InstanceOutcome {
-                    instance: row.get(0)?,
-                    outcome: row.get(1)?,
-                    key: key.and_then(|k| k.parse().ok()),
-                    log: row.get::<_, Option<String>>(3)?.map(PathBuf::from),
-                })
-            })?;
-            rows.collect()
-        })
-    }
-
-    pub(crate) fn forget(&self, keys: &[Digest]) -> Result<()> {
-        self.run(|c| {
-            let transaction = c.unchecked_transaction()?;
-            for key in keys {
-                let key = key.to_string();
-                for table in ["inputs", "outputs", "metrics"] {
-                    transaction.execute(
-                        &format!("DELETE FROM {table} WHERE seq IN (SELECT seq FROM executions WHERE key = ?1)"),
-                        [&key],
-                    )?;
-                }
-                transaction.execute("DELETE FROM executions WHERE key = ?1", [&key])?;
-            }
-            transaction.commit()
         })
     }
 
@@ -302,43 +275,19 @@ impl Ledger {
 }
 
 fn insert(c: &Connection, record: &Record) -> rusqlite::Result<()> {
-    let added = c
-        .prepare_cached(
-            "INSERT OR IGNORE INTO executions (key, instance, manifest, kind, run, started_ms, finished_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        )?
-        .execute(params![
-            record.key.to_string(),
-            record.instance,
-            record.manifest,
-            record.kind,
-            record.run,
-            record.started_ms as i64,
-            record.finished_ms as i64
-        ])?;
-    if added == 0 {
-        return Ok(());
-    }
-    let seq = c.last_insert_rowid();
-    for input in &record.inputs {
-        c.prepare_cached("INSERT INTO inputs VALUES (?1, ?2, ?3, ?4)")?.execute(params![
-            seq,
-            input.name,
-            input.instance,
-            input.key.to_string()
-        ])?;
-    }
-    for output in &record.outputs {
-        c.prepare_cached("INSERT INTO outputs VALUES (?1, ?2, ?3, ?4)")?.execute(params![
-            seq,
-            output.path,
-            output.digest.to_string(),
-            output.size as i64
-        ])?;
-    }
-    for (name, value) in &record.metrics {
-        c.prepare_cached("INSERT INTO metrics VALUES (?1, ?2, ?3)")?.execute(params![seq, name, value])?;
-    }
-    Ok(())
+    c.prepare_cached(
+        "INSERT OR IGNORE INTO executions (key, instance, manifest, kind, run, started_ms, finished_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    )?
+    .execute(params![
+        record.key.to_string(),
+        record.instance,
+        record.manifest,
+        record.kind,
+        record.run,
+        record.started_ms as i64,
+        record.finished_ms as i64
+    ])
+    .map(|_| ())
 }
 
 fn digest_at(row: &rusqlite::Row, column: usize) -> rusqlite::Result<Digest> {

@@ -1,6 +1,12 @@
--- The ledger, version 1. An index of the records, plus what records do not hold: runs and the stat cache.
--- History: 1, the first.
-CREATE TABLE IF NOT EXISTS executions (
+-- The ledger, version 2: an index of the records by instance, plus what records do not hold: runs and the stat cache.
+-- History: 1, the first; 2, journals instead of a file for each record, outcomes in the runs' folders.
+DROP TABLE IF EXISTS run_instances;
+DROP TABLE IF EXISTS inputs;
+DROP TABLE IF EXISTS outputs;
+DROP TABLE IF EXISTS metrics;
+DROP TABLE IF EXISTS executions;
+DROP TABLE IF EXISTS runs;
+CREATE TABLE executions (
     seq INTEGER PRIMARY KEY,
     key TEXT NOT NULL,
     instance TEXT NOT NULL,
@@ -11,27 +17,18 @@ CREATE TABLE IF NOT EXISTS executions (
     finished_ms INTEGER NOT NULL,
     UNIQUE (key, started_ms)
 );
-CREATE INDEX IF NOT EXISTS executions_by_instance ON executions (manifest, instance, finished_ms);
-CREATE TABLE IF NOT EXISTS inputs (seq INTEGER NOT NULL, name TEXT NOT NULL, instance TEXT NOT NULL, key TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS inputs_by_key ON inputs (key);
-CREATE TABLE IF NOT EXISTS outputs (seq INTEGER NOT NULL, path TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS outputs_by_digest ON outputs (digest);
-CREATE TABLE IF NOT EXISTS metrics (seq INTEGER NOT NULL, name TEXT NOT NULL, value REAL);
-CREATE TABLE IF NOT EXISTS runs (
+CREATE INDEX executions_by_instance ON executions (manifest, instance, finished_ms);
+-- Up to where each journal is in `executions`.
+CREATE TABLE IF NOT EXISTS journals (name TEXT PRIMARY KEY, length INTEGER NOT NULL) WITHOUT ROWID;
+DELETE FROM journals;
+CREATE TABLE runs (
     id TEXT PRIMARY KEY,
     manifest TEXT NOT NULL,
     command TEXT NOT NULL,
     started_ms INTEGER NOT NULL,
     finished_ms INTEGER,
-    status TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS run_instances (
-    run TEXT NOT NULL,
-    instance TEXT NOT NULL,
-    outcome TEXT NOT NULL,
-    key TEXT,
-    log TEXT,
-    PRIMARY KEY (run, instance)
+    status TEXT NOT NULL,
+    owner TEXT
 );
 CREATE TABLE IF NOT EXISTS stat (
     path BLOB PRIMARY KEY,
@@ -41,3 +38,4 @@ CREATE TABLE IF NOT EXISTS stat (
     inode INTEGER NOT NULL,
     digest TEXT NOT NULL
 ) WITHOUT ROWID;
+PRAGMA user_version = 2;

@@ -14,45 +14,57 @@ use rayon::prelude::*;
 use crate::record::Output;
 use crate::{Digest, Result, StoreError};
 
+/// From here on files are hashed side by side.
+const MANY: usize = 8;
+
 /// The file of an object.
 pub(crate) fn path_of(objects: &Path, digest: &Digest) -> PathBuf {
     let hex = digest.to_string();
-    objects.join(&hex[..2]).join(&hex[2..])
+    let mut path = PathBuf::with_capacity(objects.as_os_str().len() + hex.len() + 2);
+    path.push(objects);
+    path.push(&hex[..2]);
+    path.push(&hex[2..]);
+    path
 }
 
-/// Makes every file below `dir` an object, durably, and lists them in the order of their paths. The files are moved, not
-/// copied: `dir` must be on the store's file system.
-pub(crate) fn take_in(objects: &Path, dir: &Path) -> Result<Vec<Output>> {
-    let mut files = Vec::new();
-    collect(dir, dir, &mut files)?;
-    files.sort();
-    let outputs = files
-        .par_iter()
-        .map(|relative| {
-            let path = dir.join(relative);
-            let (digest, size) = Digest::of_file(&path).map_err(StoreError::io("read", &path))?;
-            place(objects, &path, &digest)?;
-            Ok(Output { path: relative.clone(), digest, size })
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let mut folders: Vec<_> =
-        outputs.iter().filter_map(|o| path_of(objects, &o.digest).parent().map(Path::to_owned)).collect();
-    folders.sort();
-    folders.dedup();
-    folders.iter().try_for_each(|folder| sync_dir(folder))?;
+/// Makes the files of `dir` objects and lists them in the order of their paths. The files are moved, not copied: `dir` must be
+/// on the store's file system. They are not durable yet: a commit sees to that.
+pub(crate) fn take_in(objects: &Path, dir: &Path, files: &[String]) -> Result<Vec<Output>> {
+    let one = |relative: &String| {
+        let path = dir.join(relative);
+        let (digest, size) = Digest::of_file(&path).map_err(StoreError::io("read", &path))?;
+        place(objects, &path, &digest)?;
+        Ok(Output { path: relative.clone(), digest, size })
+    };
+    let mut outputs = match files.len() {
+        0..MANY => files.iter().map(one).collect::<Result<Vec<_>>>()?,
+        _ => files.par_iter().map(one).collect::<Result<Vec<_>>>()?,
+    };
+    outputs.sort();
     Ok(outputs)
 }
 
-fn collect(root: &Path, dir: &Path, files: &mut Vec<String>) -> Result<()> {
+/// The plain files below `dir`, relative to it, sorted.
+///
+/// # Errors
+/// Links, sockets, devices; names that are no text.
+pub(crate) fn files_below(dir: &Path) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    collect(dir, "", &mut files)?;
+    files.sort();
+    Ok(files)
+}
+
+fn collect(dir: &Path, prefix: &str, files: &mut Vec<String>) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(StoreError::io("read", dir))? {
         let entry = entry.map_err(StoreError::io("read", dir))?;
         let (path, kind) = (entry.path(), entry.file_type().map_err(StoreError::io("read", dir))?);
+        let name = entry.file_name().into_string().map_err(|_| StoreError::NotAFile { path: path.clone() })?;
+        let relative = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
         if kind.is_dir() {
-            collect(root, &path, files)?;
+            collect(&path, &relative, files)?;
         } else if kind.is_file() {
-            let relative = path.strip_prefix(root).expect("entries lie below their folder");
-            let text = relative.to_str().ok_or_else(|| StoreError::NotAFile { path: path.clone() })?;
-            files.push(text.to_owned());
+            files.push(relative);
         } else {
             return Err(StoreError::NotAFile { path });
         }
@@ -60,29 +72,31 @@ fn collect(root: &Path, dir: &Path, files: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// Syncs a file, makes it read-only and renames it to its place. Whatever stood there had the same name and is replaced:
-/// these bytes were just hashed, those were not.
+/// Makes a file read-only and renames it to its place. Whatever stood there had the same name and is replaced: these bytes
+/// were just hashed, those were not.
 fn place(objects: &Path, file: &Path, digest: &Digest) -> Result<()> {
     let target = path_of(objects, digest);
-    let folder = target.parent().expect("an object lies in a folder");
-    fs::create_dir_all(folder).map_err(StoreError::io("write", folder))?;
-    File::open(file).and_then(|f| f.sync_all()).map_err(StoreError::io("write", file))?;
     fs::set_permissions(file, Permissions::from_mode(0o444)).map_err(StoreError::io("write", file))?;
-    fs::rename(file, &target).map_err(StoreError::io("write", &target))
+    match fs::rename(file, &target) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let folder = target.parent().expect("an object lies in a folder");
+            crate::layout::make_folder(folder, crate::layout::is_shared(objects))?;
+            fs::rename(file, &target).map_err(StoreError::io("write", &target))
+        }
+        other => other.map_err(StoreError::io("write", &target)),
+    }
 }
 
 /// Writes `bytes` to `target` so that it is there whole or not at all, also after a power cut.
 pub(crate) fn write_whole(tmp: &Path, target: &Path, bytes: &[u8]) -> Result<()> {
     let folder = target.parent().expect("a target lies in a folder");
-    fs::create_dir_all(folder).map_err(StoreError::io("write", folder))?;
     let mut file = tempfile::NamedTempFile::new_in(tmp).map_err(StoreError::io("write", tmp))?;
     std::io::Write::write_all(&mut file, bytes).map_err(StoreError::io("write", target))?;
     file.as_file().sync_all().map_err(StoreError::io("write", target))?;
-    file.as_file().set_permissions(Permissions::from_mode(0o444)).map_err(StoreError::io("write", target))?;
     file.persist(target).map_err(|e| StoreError::io("write", target)(e.error))?;
     sync_dir(folder)
 }
 
-fn sync_dir(dir: &Path) -> Result<()> {
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(StoreError::io("write", dir))
 }

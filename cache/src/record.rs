@@ -1,17 +1,21 @@
 //! The execution record: what ran, from what, to what. Written once, carrying its own digest.
 //!
-//! On disk a record is one line, `siteline-record 1 DIGEST`, and then JSON whose digest that is. A record that is cut
-//! short or altered does not hold, and so does not exist.
+//! On disk a record is a frame of a journal (see `journal`): a heading with its key, its digest and its lengths, then two
+//! lines of JSON. The first, the [`Hit`], is all that planning needs; the second is everything else. A frame that is cut short
+//! or altered does not hold, and so does not exist.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{Canonical, Digest};
 
-const HEADING: &str = "siteline-record 1 ";
+/// How the heading of a record's frame begins. History: 1, a file for each record; 2, frames of a journal.
+pub(crate) const HEADING: &str = "siteline-record 2 ";
+/// The same for a record whose outputs differ from those of an earlier one under the same key: it is kept and never used.
+pub(crate) const DIFFERS: &str = "siteline-differs 2 ";
 
 /// What ran, from what, to what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +46,19 @@ pub struct Record {
     pub metrics: BTreeMap<String, f64>,
     /// Where and with what it ran; never part of the key.
     pub environment: BTreeMap<String, String>,
+}
+
+/// What planning needs of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hit {
+    /// The key.
+    pub key: Digest,
+    /// The instance that made it, which may have another name today.
+    pub instance: String,
+    /// The run that executed it.
+    pub run: String,
+    /// What it made.
+    pub outputs: Vec<Output>,
 }
 
 /// An input of an execution: the execution that made it.
@@ -83,33 +100,137 @@ pub struct Output {
     pub size: u64,
 }
 
+/// The first line of a frame's body.
+#[derive(Serialize, Deserialize)]
+struct HitLine {
+    instance: String,
+    run: String,
+    outputs: Vec<Output>,
+}
+
+/// The second line of a frame's body.
+#[derive(Serialize, Deserialize)]
+struct Rest {
+    parts: Value,
+    manifest: String,
+    kind: String,
+    started_ms: u64,
+    finished_ms: u64,
+    inputs: Vec<RecordInput>,
+    sources: Vec<RecordSource>,
+    metrics: BTreeMap<String, f64>,
+    environment: BTreeMap<String, String>,
+}
+
+/// What the heading of a frame says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Heading {
+    pub key: Digest,
+    /// Of the key, the hit's length and the body.
+    pub digest: Digest,
+    /// Length of the hit's line, in bytes, its line end included.
+    pub hit: u32,
+    /// Length of both lines.
+    pub body: u32,
+}
+
+impl Heading {
+    /// Reads a heading's line, without its line end. The second value says whether the record may be used.
+    pub(crate) fn parse(line: &[u8]) -> Option<(Self, bool)> {
+        let line = std::str::from_utf8(line).ok()?;
+        let (rest, used) = match line.strip_prefix(HEADING) {
+            Some(rest) => (rest, true),
+            None => (line.strip_prefix(DIFFERS)?, false),
+        };
+        let mut words = rest.split(' ');
+        let heading = Self {
+            key: words.next()?.parse().ok()?,
+            digest: words.next()?.parse().ok()?,
+            hit: words.next()?.parse().ok()?,
+            body: words.next()?.parse().ok()?,
+        };
+        (words.next().is_none() && heading.hit <= heading.body).then_some((heading, used))
+    }
+
+    /// Whether `body` is what the heading says.
+    pub(crate) fn holds(&self, body: &[u8]) -> bool {
+        body.len() == self.body as usize && digest_of(&self.key, self.hit, body) == self.digest
+    }
+
+    /// The hit in `body`, whose digest was checked.
+    pub(crate) fn hit_in(&self, body: &[u8]) -> Option<Hit> {
+        let line: HitLine = serde_json::from_slice(body.get(..self.hit as usize)?).ok()?;
+        Some(Hit { key: self.key, instance: line.instance, run: line.run, outputs: line.outputs })
+    }
+
+    /// The whole record in `body`, whose digest was checked.
+    pub(crate) fn record_in(&self, body: &[u8]) -> Option<Record> {
+        let hit = self.hit_in(body)?;
+        let rest: Rest = serde_json::from_slice(body.get(self.hit as usize..)?).ok()?;
+        Some(Record {
+            key: self.key,
+            parts: rest.parts,
+            instance: hit.instance,
+            manifest: rest.manifest,
+            kind: rest.kind,
+            run: hit.run,
+            started_ms: rest.started_ms,
+            finished_ms: rest.finished_ms,
+            inputs: rest.inputs,
+            sources: rest.sources,
+            outputs: hit.outputs,
+            metrics: rest.metrics,
+            environment: rest.environment,
+        })
+    }
+}
+
+fn digest_of(key: &Digest, hit: u32, body: &[u8]) -> Digest {
+    Digest::of_parts(&[key.as_bytes(), &hit.to_le_bytes(), body])
+}
+
 impl Record {
     /// The digest of all outputs as a tree: paths and contents.
     pub fn tree(&self) -> Digest {
         tree_digest(&self.outputs)
     }
 
-    /// The bytes of the record's file.
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let body = serde_json::to_string(self).expect("a record is JSON");
-        format!("{HEADING}{}\n{body}\n", Digest::of_bytes(body.as_bytes())).into_bytes()
+    /// What planning needs of it.
+    pub fn hit(&self) -> Hit {
+        Hit { key: self.key, instance: self.instance.clone(), run: self.run.clone(), outputs: self.outputs.clone() }
     }
 
-    /// Reads a record's file; `None` if it does not hold.
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(bytes).ok()?;
-        let (digest, body) = text.strip_prefix(HEADING)?.split_once('\n')?;
-        let body = body.strip_suffix('\n')?;
-        let digest: Digest = digest.parse().ok()?;
-        if Digest::of_bytes(body.as_bytes()) != digest {
-            return None;
-        }
-        serde_json::from_str(body).ok()
+    /// The bytes of the record's frame.
+    pub(crate) fn to_frame(&self, heading: &str) -> Vec<u8> {
+        let line = HitLine { instance: self.instance.clone(), run: self.run.clone(), outputs: self.outputs.clone() };
+        let rest = Rest {
+            parts: self.parts.clone(),
+            manifest: self.manifest.clone(),
+            kind: self.kind.clone(),
+            started_ms: self.started_ms,
+            finished_ms: self.finished_ms,
+            inputs: self.inputs.clone(),
+            sources: self.sources.clone(),
+            metrics: self.metrics.clone(),
+            environment: self.environment.clone(),
+        };
+        let mut body = serde_json::to_vec(&line).expect("a record is JSON");
+        body.push(b'\n');
+        let hit = body.len() as u32;
+        serde_json::to_writer(&mut body, &rest).expect("a record is JSON");
+        body.push(b'\n');
+        let mut frame =
+            format!("{heading}{} {} {hit} {}\n", self.key, digest_of(&self.key, hit, &body), body.len()).into_bytes();
+        frame.append(&mut body);
+        frame
     }
 
-    /// Reads the record of `path`; `None` if there is none that holds.
-    pub(crate) fn read(path: &Path) -> Option<Self> {
-        Self::from_bytes(&std::fs::read(path).ok()?)
+    /// Reads one frame that is all of `bytes`; `None` if it does not hold. For tests and the fuzzer.
+    pub fn from_frame(bytes: &[u8]) -> Option<Self> {
+        let end = bytes.iter().position(|b| *b == b'\n')?;
+        let (heading, _) = Heading::parse(&bytes[..end])?;
+        let body = &bytes[end + 1..];
+        if heading.holds(body) { heading.record_in(body) } else { None }
     }
 }
 
@@ -129,11 +250,11 @@ pub(crate) fn tree_digest(outputs: &[Output]) -> Digest {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) fn sample() -> Record {
+    pub(crate) fn sample(name: &str) -> Record {
         Record {
-            key: Digest::of_bytes(b"key"),
+            key: Digest::of_bytes(name.as_bytes()),
             parts: serde_json::json!({"kind": "train"}),
-            instance: "train[seed=0]".into(),
+            instance: format!("train[seed={name}]"),
             manifest: "m".into(),
             kind: "train".into(),
             run: "r".into(),
@@ -149,19 +270,20 @@ pub(crate) mod tests {
 
     #[test]
     fn a_record_survives_the_way_to_disk_and_back() {
-        assert_eq!(Record::from_bytes(&sample().to_bytes()), Some(sample()));
+        let record = sample("0");
+        assert_eq!(Record::from_frame(&record.to_frame(HEADING)), Some(record));
     }
 
     #[test]
     fn a_record_cut_at_any_length_or_with_any_bit_flipped_does_not_exist() {
-        let bytes = sample().to_bytes();
+        let bytes = sample("0").to_frame(HEADING);
         for length in 0..bytes.len() {
-            assert!(Record::from_bytes(&bytes[..length]).is_none(), "cut at {length}");
+            assert!(Record::from_frame(&bytes[..length]).is_none(), "cut at {length}");
         }
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(Record::from_bytes(&damaged).is_none(), "bit {bit}");
+            assert!(Record::from_frame(&damaged).is_none(), "bit {bit}");
         }
     }
 }

@@ -1,25 +1,32 @@
 //! The store: a directory, opened.
 //!
 //! ```text
-//! objects/ab/cdef...          immutable bytes under their digest
-//! records/ab/cdef....record   what ran under a key, and what came of it
-//! ledger.db                   the index of the records, the runs, the stat cache
-//! runs/ID/                    logs of one run
-//! leases/                     who is at work on which key
-//! tmp/                        what is being written
-//! damaged/                    objects that were found altered
+//! objects/ab/cdef...     immutable bytes under their digest
+//! records/RUN.records    what ran under which key, and what came of it: a journal for each run
+//! ledger.db              the index of the records by instance, the runs, the stat cache
+//! runs/ID/               manifest, logs, outcomes and events of one run
+//! leases/                who is at work on which key
+//! memo/                  results of parts, which stages keep for themselves
+//! resume/KEY/            checkpoints of work that was interrupted
+//! tmp/                   what is being written
+//! damaged/               objects that were found altered
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
+use rayon::prelude::*;
 use rustix::fs::{FlockOperation, flock};
 
-use crate::claim::{self, ClaimOutcome};
-use crate::ledger::{Execution, InstanceOutcome, Ledger, RunRow};
+use crate::claim::{ClaimOutcome, Leases, Owner};
+use crate::journal::Journal;
+use crate::layout::{self, Sharing};
+use crate::ledger::{Execution, Ledger, RunRow};
 use crate::object;
-use crate::record::{Output, Record};
+use crate::outcomes::{InstanceOutcome, OutcomeWriter};
+use crate::record::{Hit, Output, Record};
 use crate::stat::Stamp;
 use crate::{Digest, Result, StoreError};
 
@@ -36,55 +43,64 @@ pub enum Access {
 pub struct Store {
     root: PathBuf,
     access: Access,
+    journal: Mutex<Journal>,
     ledger: Ledger,
+    leases: Leases,
     stamps: Mutex<Vec<(PathBuf, Stamp, Digest)>>,
     /// Shared while the store is open for writing; `gc` wants it alone.
     _in_use: Option<File>,
 }
 
-/// What became of the outputs that were published.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Published {
-    /// They are in the store under their key.
-    Stored,
-    /// The key had a record already, with the same outputs.
-    Confirmed,
-    /// The key had a record already, with other outputs: the stage is not deterministic. Both are kept; the earlier one counts.
-    Differs {
-        /// The record that counts.
-        earlier: Box<Record>,
-    },
-}
-
 impl Store {
-    /// Opens the store in `root`.
+    /// Opens the store in `root`; one that is made is private to its user.
     ///
     /// # Errors
     /// A directory or ledger that cannot be read or, for [`Access::Write`], written.
     pub fn open(root: &Path, access: Access) -> Result<Self> {
+        Self::open_shared(root, access, Sharing::default())
+    }
+
+    /// Opens the store in `root`; `sharing` says who may enter one that is made.
+    ///
+    /// # Errors
+    /// A directory or ledger that cannot be read or, for [`Access::Write`], written.
+    pub fn open_shared(root: &Path, access: Access, sharing: Sharing) -> Result<Self> {
         let ledger_path = root.join("ledger.db");
+        let leases = Leases::new(root.join("leases"));
+        let stamps = Mutex::default();
         if access == Access::Read {
             let ledger = Ledger::open_read_only(&ledger_path)?;
-            return Ok(Self { root: root.to_owned(), access, ledger, stamps: Mutex::default(), _in_use: None });
+            let journal = Mutex::new(Journal::open(&root.join("records"))?);
+            return Ok(Self { root: root.to_owned(), access, journal, ledger, leases, stamps, _in_use: None });
         }
-        for folder in ["objects", "records", "runs", "leases", "tmp"] {
-            let path = root.join(folder);
-            fs::create_dir_all(&path).map_err(StoreError::io("create", &path))?;
-        }
+        layout::make(root, sharing)?;
         let lock_path = root.join("lock");
         let in_use = File::create(&lock_path).map_err(StoreError::io("write", &lock_path))?;
         flock(&in_use, FlockOperation::LockShared).map_err(|e| StoreError::io("lock", &lock_path)(e.into()))?;
+        let journal = Mutex::new(Journal::open(&root.join("records"))?);
         // One opens at a time: a ledger that is being made or changed to a write-ahead log can be shared with nobody.
         let guard_path = root.join("leases/.ledger");
         let guard = File::create(&guard_path).map_err(StoreError::io("write", &guard_path))?;
         flock(&guard, FlockOperation::LockExclusive).map_err(|e| StoreError::io("lock", &guard_path)(e.into()))?;
-        let (ledger, refill) = Ledger::open(&ledger_path)?;
-        let store = Self { root: root.to_owned(), access, ledger, stamps: Mutex::default(), _in_use: Some(in_use) };
-        if refill {
-            store.rebuild_ledger()?;
-            store.ledger.is_filled()?;
-        }
+        let ledger = Ledger::open(&ledger_path)?;
+        let store = Self { root: root.to_owned(), access, journal, ledger, leases, stamps, _in_use: Some(in_use) };
+        store.catch_up()?;
         Ok(store)
+    }
+
+    /// Adds to the ledger what the journals have and it lacks: records of a run that was killed in front of that step, or all
+    /// of them where the ledger is new.
+    fn catch_up(&self) -> Result<()> {
+        let journal = self.journal();
+        let known = self.ledger.journals()?;
+        for (name, length) in journal.lengths() {
+            let from = known.get(name).copied().unwrap_or(0);
+            if from < length {
+                let records = journal.records_behind(name, from);
+                self.ledger.add(&records.iter().collect::<Vec<_>>(), name, length)?;
+            }
+        }
+        Ok(())
     }
 
     /// The store's directory.
@@ -134,43 +150,47 @@ impl Store {
         Ok(bytes)
     }
 
-    pub(crate) fn record_path(&self, key: &Digest) -> PathBuf {
-        let hex = key.to_string();
-        self.root.join("records").join(&hex[..2]).join(format!("{}.record", &hex[2..]))
+    pub(crate) fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// The record of `key`, if it holds and every object exists with its size.
-    pub fn lookup(&self, key: &Digest) -> Option<Record> {
-        let record = self.record(key)?;
-        let whole = |output: &Output| {
-            fs::metadata(self.object_path(&output.digest)).is_ok_and(|meta| meta.is_file() && meta.len() == output.size)
-        };
-        record.outputs.iter().all(whole).then_some(record)
+    pub(crate) fn lookup_in(&self, journal: &Journal, key: &Digest) -> Option<Hit> {
+        journal.hit(key, |hit| hit.outputs.iter().all(|output| self.is_there(output)))
+    }
+
+    /// Whether an object exists with its size.
+    pub fn is_there(&self, output: &Output) -> bool {
+        fs::metadata(self.object_path(&output.digest)).is_ok_and(|meta| meta.is_file() && meta.len() == output.size)
+    }
+
+    /// What is stored under `key`, if its record holds and every object exists with its size.
+    pub fn lookup(&self, key: &Digest) -> Option<Hit> {
+        self.lookup_in(&self.journal(), key)
+    }
+
+    /// What is stored under each of the keys; as [`Store::lookup`], side by side.
+    pub fn lookup_all(&self, keys: &[Digest]) -> Vec<Option<Hit>> {
+        let journal = self.journal();
+        let journal = &*journal;
+        keys.par_iter().with_min_len(64).map(|key| self.lookup_in(journal, key)).collect()
+    }
+
+    /// Takes in what other processes have added since the store was opened.
+    ///
+    /// # Errors
+    /// Journals that cannot be read.
+    pub fn refresh(&self) -> Result<()> {
+        self.journal().refresh()
     }
 
     /// The record of `key`, if it holds, whether or not its objects are still there.
     pub fn record(&self, key: &Digest) -> Option<Record> {
-        Record::read(&self.record_path(key)).filter(|record| record.key == *key)
+        self.journal().record(key)
     }
 
     /// Every record that holds, in the order of their keys.
-    pub fn records(&self) -> Result<Vec<Record>> {
-        let root = self.root.join("records");
-        let mut records = Vec::new();
-        if !root.exists() {
-            return Ok(records);
-        }
-        for folder in fs::read_dir(&root).map_err(StoreError::io("read", &root))? {
-            let folder = folder.map_err(StoreError::io("read", &root))?.path();
-            for entry in fs::read_dir(&folder).map_err(StoreError::io("read", &folder))? {
-                let path = entry.map_err(StoreError::io("read", &folder))?.path();
-                if path.extension().is_some_and(|e| e == "record") {
-                    records.extend(Record::read(&path));
-                }
-            }
-        }
-        records.sort_by_key(|record| record.key);
-        Ok(records)
+    pub fn records(&self) -> Vec<Record> {
+        self.journal().records()
     }
 
     /// An empty directory on the store's file system, to be filled and published.
@@ -182,29 +202,20 @@ impl Store {
         tempfile::tempdir_in(&tmp).map_err(StoreError::io("write", &tmp))
     }
 
-    /// Publishes what a stage left in `dir` under `record.key`, whose outputs are filled in here. Objects become durable
-    /// first, then the record appears, then the ledger knows of it.
+    /// Makes the files of `dir` objects; they become durable with the record that names them.
     ///
     /// # Errors
-    /// Outputs that cannot be stored; then no record exists.
-    pub fn publish(&self, record: &mut Record, dir: &Path) -> Result<Published> {
-        if !self.is_writable() {
-            return Err(StoreError::ReadOnly { path: self.root.clone() });
-        }
-        record.outputs = object::take_in(&self.objects(), dir)?;
-        let path = self.record_path(&record.key);
-        let tmp = self.root.join("tmp");
-        match self.lookup(&record.key) {
-            Some(earlier) if earlier.outputs == record.outputs => return Ok(Published::Confirmed),
-            Some(earlier) => {
-                let aside = path.with_extension(format!("differs-{}", record.tree().short()));
-                object::write_whole(&tmp, &aside, &record.to_bytes())?;
-                return Ok(Published::Differs { earlier: Box::new(earlier) });
-            }
-            None => object::write_whole(&tmp, &path, &record.to_bytes())?,
-        }
-        self.ledger.add(record)?;
-        Ok(Published::Stored)
+    /// Files that cannot be read or moved.
+    pub fn take_in(&self, dir: &Path, files: &[String]) -> Result<Vec<Output>> {
+        object::take_in(&self.objects(), dir, files)
+    }
+
+    /// The plain files below a folder that a stage filled.
+    ///
+    /// # Errors
+    /// Links, sockets, devices; names that are no text.
+    pub fn files_below(dir: &Path) -> Result<Vec<String>> {
+        object::files_below(dir)
     }
 
     /// Tries to take the lease on `key`.
@@ -212,7 +223,34 @@ impl Store {
     /// # Errors
     /// A store that cannot be written.
     pub fn claim(&self, key: &Digest) -> Result<ClaimOutcome> {
-        claim::claim(&self.root.join("leases"), key)
+        let outcome = self.leases.claim(key)?;
+        if matches!(outcome, ClaimOutcome::Claimed(_)) {
+            crate::sync_point::reach("after-claim");
+        }
+        Ok(outcome)
+    }
+
+    /// Shows other machines that the owner of this process's leases is alive.
+    ///
+    /// # Errors
+    /// A store that cannot be written.
+    pub fn renew_leases(&self) -> Result<()> {
+        self.leases.renew()
+    }
+
+    /// Every lease: the key's text, its owner, and whether the owner lives.
+    pub fn leases(&self) -> Vec<(String, Option<Owner>, bool)> {
+        self.leases.all()
+    }
+
+    /// Where stages keep results of parts, across executions.
+    pub fn memo_folder(&self) -> PathBuf {
+        self.root.join("memo")
+    }
+
+    /// Where the work under `key` may keep what it needs to go on after an interruption. Made by whoever uses it.
+    pub fn resume_folder(&self, key: &Digest) -> PathBuf {
+        self.root.join("resume").join(key.to_string())
     }
 
     /// Executions of an instance, the latest first.
@@ -223,15 +261,23 @@ impl Store {
         self.ledger.executions_of(manifest, instance)
     }
 
-    /// Starts a run: its row in the ledger and its folder, which is returned.
+    /// How long executions of each stage of a manifest took: their number and their sum in milliseconds.
+    ///
+    /// # Errors
+    /// A ledger that cannot be read.
+    pub fn durations(&self, manifest: &str) -> Result<BTreeMap<String, (u64, u64)>> {
+        self.ledger.durations(manifest)
+    }
+
+    /// Starts a run: its row in the ledger and its folder, where what becomes of its instances is written as it happens.
     ///
     /// # Errors
     /// A store that cannot be written.
-    pub fn begin_run(&self, row: &RunRow) -> Result<PathBuf> {
+    pub fn begin_run(&self, row: &RunRow) -> Result<OutcomeWriter> {
         self.ledger.begin_run(row)?;
         let folder = self.run_folder(&row.id);
-        fs::create_dir_all(&folder).map_err(StoreError::io("create", &folder))?;
-        Ok(folder)
+        layout::make_folder(&folder, layout::is_shared(&self.root))?;
+        OutcomeWriter::create(&folder)
     }
 
     /// Where the logs of a run lie.
@@ -243,9 +289,12 @@ impl Store {
     ///
     /// # Errors
     /// A ledger that cannot be written.
-    pub fn end_run(&self, id: &str, status: &str, finished_ms: u64, outcomes: &[InstanceOutcome]) -> Result<()> {
+    pub fn end_run(&self, id: &str, status: &str, finished_ms: u64) -> Result<()> {
         self.keep_stamps()?;
-        self.ledger.end_run(id, status, finished_ms, outcomes)
+        crate::sync_point::reach("before-end");
+        self.ledger.end_run(id, status, finished_ms)?;
+        crate::sync_point::reach("after-end");
+        Ok(())
     }
 
     /// Runs, the latest first.
@@ -256,21 +305,18 @@ impl Store {
         self.ledger.runs()
     }
 
-    /// What became of the instances of a run.
-    ///
-    /// # Errors
-    /// A ledger that cannot be read.
-    pub fn outcomes(&self, run: &str) -> Result<Vec<InstanceOutcome>> {
-        self.ledger.outcomes(run)
+    /// What became of the instances of a run, as far as it got.
+    pub fn outcomes(&self, run: &str) -> Vec<InstanceOutcome> {
+        crate::outcomes::read(&self.run_folder(run))
     }
 
     /// Makes the ledger's executions anew from the records and returns their number.
     ///
     /// # Errors
-    /// Records that cannot be read, a ledger that cannot be written.
+    /// A ledger that cannot be written.
     pub fn rebuild_ledger(&self) -> Result<usize> {
-        let records = self.records()?;
-        self.ledger.rebuild(&records)?;
-        Ok(records.len())
+        self.ledger.forget_executions()?;
+        self.catch_up()?;
+        Ok(self.records().len())
     }
 }

@@ -1,10 +1,16 @@
 //! What happens in a run, in one order: all that reporters and run logs see.
+//!
+//! As JSON (`siteline run --json`) each is one line, an object with `event` and the fields given here.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::{Serialize, Serializer};
+
 /// One thing that happened.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
     /// The run begins.
     Began {
@@ -54,6 +60,19 @@ pub enum Event {
         /// How it came by it.
         how: How,
     },
+    /// An attempt failed, and another will be made.
+    Retries {
+        /// Its name.
+        instance: String,
+        /// What went wrong.
+        message: String,
+        /// The attempt that is to come, counted from 1.
+        attempt: usize,
+        /// How many there are in all.
+        attempts: usize,
+        /// Seconds until then.
+        in_seconds: f64,
+    },
     /// An instance failed.
     Failed {
         /// Its name.
@@ -80,7 +99,8 @@ pub enum Event {
 }
 
 /// How an instance came by its result.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum How {
     /// It was in the store when the run began.
     Cached,
@@ -88,12 +108,20 @@ pub enum How {
     CutOff,
     /// Another run made it meanwhile.
     ByOtherRun,
-    /// It was executed.
-    Executed(Duration),
+    /// It was executed, in so many seconds.
+    Executed(
+        #[serde(serialize_with = "seconds")]
+        #[schemars(with = "f64")]
+        Duration,
+    ),
+}
+
+fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
 }
 
 /// What came of a run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Summary {
     /// The run's id.
     pub run: String,
@@ -107,7 +135,9 @@ pub struct Summary {
     pub blocked: usize,
     /// Whether the user stopped it.
     pub cancelled: bool,
-    /// How long it took.
+    /// How long it took, in seconds.
+    #[serde(serialize_with = "seconds")]
+    #[schemars(with = "f64")]
     pub took: Duration,
 }
 

@@ -1,153 +1,53 @@
-//! Worker processes: started when needed, kept for the next instance, replaced after a crash or a cancelled run.
+//! Where instances run: worker processes of packs, and commands.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::Sender;
-use std::thread;
+use std::collections::BTreeMap;
 
-use crate::protocol::{Reply, Request, RunRequest};
+use siteline_cache::{Committed, Output};
 
-/// What comes out of a worker, with the worker's number.
+use crate::protocol::Reply;
+
+pub(crate) mod command;
+pub mod processes;
+pub mod sandbox;
+pub(crate) mod work_dir;
+pub(crate) mod workers;
+
+/// What reaches the driver from everything that is at work.
 #[derive(Debug)]
-pub(crate) enum Output {
-    /// A reply.
+pub(crate) enum Message {
+    /// A worker's reply.
     Reply(usize, Reply),
-    /// A line that is for the log: standard error, or something that is no reply.
+    /// A line of a worker that is for the log: standard error, or something that is no reply.
     Line(usize, String),
-    /// It ended.
+    /// A worker ended.
     Ended(usize),
+    /// What a command says while it is at work, by the number of its job.
+    Said(u64, Reply),
+    /// A job's outputs are in the store, or why not.
+    Made(u64, Result<Made, Failure>),
+    /// A record is durable, or why not.
+    Committed(Committed),
 }
 
-/// A running worker process.
-struct Worker {
-    number: usize,
-    child: Child,
-    stdin: ChildStdin,
-    gpus: Vec<String>,
+/// What an instance made.
+#[derive(Debug, Default)]
+pub(crate) struct Made {
+    pub(crate) outputs: Vec<Output>,
+    /// Where and with what it ran, where that is known here.
+    pub(crate) environment: BTreeMap<String, String>,
 }
 
-/// The workers of a run.
-pub(crate) struct Workers {
-    program: PathBuf,
-    outputs: Sender<Output>,
-    idle: Vec<Worker>,
-    busy: Vec<Worker>,
-    started: usize,
+/// Why an instance made nothing that counts.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// In one line.
+    pub(crate) message: String,
+    /// Whether another attempt may fare better.
+    pub(crate) again: bool,
 }
 
-impl Workers {
-    pub(crate) fn new(program: &Path, outputs: Sender<Output>) -> Self {
-        Self { program: program.to_owned(), outputs, idle: Vec::new(), busy: Vec::new(), started: 0 }
-    }
-
-    /// Hands a request to an idle worker, or to a new one. Returns the worker's number.
-    pub(crate) fn send(&mut self, request: RunRequest) -> std::io::Result<usize> {
-        let line = serde_json::to_string(&Request::Run(Box::new(request.clone())))?;
-        while let Some(place) = self.idle.iter().position(|worker| worker.gpus == request.gpus) {
-            let mut worker = self.idle.swap_remove(place);
-            // One that died while idle is passed over; its end is reported under its own number.
-            if writeln!(worker.stdin, "{line}").is_ok() {
-                let number = worker.number;
-                self.busy.push(worker);
-                return Ok(number);
-            }
-            let _ = worker.child.wait();
-        }
-        let mut worker = self.start(&request.gpus)?;
-        writeln!(worker.stdin, "{line}")?;
-        let number = worker.number;
-        self.busy.push(worker);
-        Ok(number)
-    }
-
-    fn start(&mut self, gpus: &[String]) -> std::io::Result<Worker> {
-        let mut command = Command::new(&self.program);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // A group of its own: Ctrl-C in the terminal reaches the driver alone, which then stops the workers in order.
-            .process_group(0)
-            // An instance sees the GPUs that are leased to it and no others; without a lease, none.
-            .env("CUDA_VISIBLE_DEVICES", gpus.join(","));
-        let mut child = command.spawn()?;
-        self.started += 1;
-        let number = self.started;
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
-            return Err(std::io::Error::other("the worker's standard streams are not there"));
-        };
-        let outputs = self.outputs.clone();
-        let errors = thread::spawn({
-            let outputs = self.outputs.clone();
-            move || each_line(stderr, |line| outputs.send(Output::Line(number, line)).is_ok())
-        });
-        thread::spawn(move || {
-            each_line(stdout, |line| {
-                let output = match serde_json::from_str(&line) {
-                    Ok(reply) => Output::Reply(number, reply),
-                    Err(_) => Output::Line(number, line),
-                };
-                outputs.send(output).is_ok()
-            });
-            // What it said last belongs in front of its end.
-            let _ = errors.join();
-            let _ = outputs.send(Output::Ended(number));
-        });
-        Ok(Worker { number, child, stdin, gpus: gpus.to_vec() })
-    }
-
-    /// A worker has answered: it may take the next request.
-    pub(crate) fn release(&mut self, number: usize) {
-        if let Some(place) = self.busy.iter().position(|worker| worker.number == number) {
-            self.idle.push(self.busy.swap_remove(place));
-        }
-    }
-
-    /// A worker has ended. Returns how, if it was at work.
-    pub(crate) fn ended(&mut self, number: usize) -> Option<String> {
-        self.idle.retain_mut(|worker| worker.number != number || worker.child.wait().is_err());
-        let place = self.busy.iter().position(|worker| worker.number == number)?;
-        let mut worker = self.busy.swap_remove(place);
-        Some(worker.child.wait().map_or_else(|e| e.to_string(), |status| status.to_string()))
-    }
-
-    /// Ends every worker at once.
-    pub(crate) fn kill(&mut self) {
-        for worker in self.busy.iter_mut().chain(&mut self.idle) {
-            if let Some(group) = rustix::process::Pid::from_raw(worker.child.id() as i32) {
-                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-            }
-        }
-        for mut worker in self.busy.drain(..).chain(self.idle.drain(..)) {
-            let _ = worker.child.wait();
-        }
-    }
-}
-
-impl Drop for Workers {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// Calls `take` with each line until it says no. Bytes that are no UTF-8 are replaced, and a line without end is cut.
-fn each_line(stream: impl Read, mut take: impl FnMut(String) -> bool) {
-    /// A reply with the description of a whole pack is far below this.
-    const LONGEST: u64 = 16 << 20;
-    let mut reader = BufReader::new(stream);
-    let mut bytes = Vec::new();
-    loop {
-        bytes.clear();
-        match reader.by_ref().take(LONGEST).read_until(b'\n', &mut bytes) {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-        let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
-        if !take(line) {
-            return;
-        }
+impl Failure {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), again: true }
     }
 }

@@ -1,37 +1,44 @@
 //! The key of an instance: everything that decides whether it must run, and nothing else.
 //!
+//! A key is made of a [`Recipe`], which many instances share, and of the files that an instance reads.
+//!
 //! | enters | as |
 //! |---|---|
 //! | the key format's version | the record type of the pre-image |
-//! | the stage kind | its name |
+//! | the stage kind | its name; `run` for every command |
 //! | its code | the fingerprint of its sources, and of the variant that its parameters choose |
 //! | libraries that shape numbers | name and version |
 //! | parameters that the kind declares | canonical JSON, defaults filled in; a group of another variant is left out |
+//! | a command | its words after substitution, its declared environment and outputs |
 //! | each file that it reads | input name, role, axis point of the instance that made it, label, digest of the content |
 //!
 //! | never enters | because |
 //! |---|---|
 //! | paths, times of files | content decides; a project may move, a file may be touched |
 //! | host, user, thread count, GPU index | where something runs is recorded, not compared |
+//! | resources, timeouts, retries | they decide when and where something runs, not what comes of it |
 //! | keys of upstream instances | early cutoff: equal bytes from another execution are equal inputs |
 //! | names of stages and of the manifest | renaming changes no result |
 //!
 //! [`KeyParts::walk`] is the only way through the parts: the hash and the explanation (`why`) are both made by it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use siteline_cache::{Canonical, Digest};
 
+use crate::manifest::command;
 use crate::protocol::{Point, StageKind};
 
-/// Version of the pre-image. History: 1, the first.
-const FORMAT: &str = "siteline key 1";
+/// Version of the pre-images. History: 1, one pre-image; 2, the recipe's digest and the files.
+const FORMAT: &str = "siteline key 2";
+const RECIPE_FORMAT: &str = "siteline recipe 2";
 
-/// Everything that decides whether an instance must run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct KeyParts {
+/// What instances do: everything of a key but the files.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
     /// The stage kind.
     pub kind: String,
     /// Fingerprints of its sources: `base`, and `method=mcdrl` for a variant.
@@ -40,21 +47,29 @@ pub struct KeyParts {
     pub libraries: BTreeMap<String, String>,
     /// Parameters, defaults filled in.
     pub params: Map<String, Value>,
+}
+
+/// Everything that decides whether an instance must run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KeyParts<'a> {
+    /// What it does.
+    #[serde(flatten)]
+    pub recipe: Cow<'a, Recipe>,
     /// Files that it reads, in order.
-    pub files: Vec<KeyFile>,
+    pub files: Vec<KeyFile<'a>>,
 }
 
 /// A file that an instance reads.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct KeyFile {
+pub struct KeyFile<'a> {
     /// The input's or source's name.
-    pub input: String,
+    pub input: Cow<'a, str>,
     /// What it is to the stage: `image`, `mask`, `output`.
-    pub role: String,
+    pub role: Cow<'a, str>,
     /// The point of the instance that made it; empty for a raw file.
-    pub point: Point,
+    pub point: Cow<'a, Point>,
     /// What tells it from the others: a sample's stem, an output's path.
-    pub label: String,
+    pub label: Cow<'a, str>,
     /// Its content.
     pub digest: Digest,
 }
@@ -69,12 +84,14 @@ pub enum Part<'a> {
     Content(&'a Digest),
 }
 
-impl KeyParts {
-    /// The parts of an instance of `kind` with whole `params` and `files`.
-    pub fn new(kind: &StageKind, params: &Map<String, Value>, mut files: Vec<KeyFile>) -> Self {
-        files.sort();
+impl Recipe {
+    /// The recipe of instances of `kind` with whole `params`.
+    pub fn new(kind: &StageKind, params: &Map<String, Value>) -> Self {
         let mut params = params.clone();
-        let mut code = BTreeMap::from([("base".to_owned(), kind.code.base.clone())]);
+        let mut code = BTreeMap::new();
+        if !kind.code.base.is_empty() {
+            code.insert("base".to_owned(), kind.code.base.clone());
+        }
         for (param, variants) in &kind.code.variants {
             let chosen = params.get(param).and_then(Value::as_str).unwrap_or_default().to_owned();
             // A group of parameters that is called like a variant belongs to that variant alone.
@@ -83,11 +100,11 @@ impl KeyParts {
             let chosen_or_all = variants.iter().filter(|(name, _)| **name == chosen || !variants.contains_key(&chosen));
             code.extend(chosen_or_all.map(|(name, fingerprint)| (format!("{param}={name}"), fingerprint.clone())));
         }
-        Self { kind: kind.name.clone(), code, libraries: kind.code.libraries.clone(), params, files }
+        let name = if command::is_command(kind) { command::KIND } else { &kind.name };
+        Self { kind: name.to_owned(), code, libraries: kind.code.libraries.clone(), params }
     }
 
-    /// Meets every part in a fixed order, each with a path that names it.
-    pub fn walk<'a>(&'a self, mut meet: impl FnMut(&[&str], Part<'a>)) {
+    fn walk<'a>(&'a self, meet: &mut impl FnMut(&[&str], Part<'a>)) {
         meet(&["kind"], Part::Text(&self.kind));
         for (name, fingerprint) in &self.code {
             meet(&["code", name], Part::Text(fingerprint));
@@ -100,29 +117,63 @@ impl KeyParts {
         for (name, value) in params {
             meet(&["param", name], Part::Value(value));
         }
+    }
+
+    /// Its digest.
+    pub fn digest(&self) -> Digest {
+        let mut canonical = Canonical::new(RECIPE_FORMAT);
+        self.walk(&mut |path, part| put(&mut canonical, path, &part));
+        canonical.finish()
+    }
+}
+
+fn put(canonical: &mut Canonical, path: &[&str], part: &Part) {
+    canonical.list(path.len());
+    for step in path {
+        canonical.text(step);
+    }
+    match part {
+        Part::Text(text) => canonical.text(text),
+        Part::Value(value) => canonical.value(value),
+        Part::Content(digest) => canonical.digest(digest),
+    };
+}
+
+impl<'a> KeyParts<'a> {
+    /// The parts of an instance that does `recipe` with `files`.
+    pub fn new(recipe: &'a Recipe, mut files: Vec<KeyFile<'a>>) -> Self {
+        files.sort();
+        Self { recipe: Cow::Borrowed(recipe), files }
+    }
+
+    /// Meets every part in a fixed order, each with a path that names it.
+    pub fn walk<'b>(&'b self, mut meet: impl FnMut(&[&str], Part<'b>)) {
+        self.recipe.walk(&mut meet);
+        self.walk_files(&mut meet);
+    }
+
+    fn walk_files<'b>(&'b self, meet: &mut impl FnMut(&[&str], Part<'b>)) {
+        let mut path: Vec<&str> = Vec::with_capacity(16);
         for file in &self.files {
-            let mut path = vec!["file", file.input.as_str(), file.role.as_str(), file.label.as_str()];
-            for (axis, value) in &file.point {
+            path.clear();
+            path.extend(["file", &file.input, &file.role, &file.label]);
+            for (axis, value) in file.point.iter() {
                 path.extend([axis.as_str(), value.as_str()]);
             }
             meet(&path, Part::Content(&file.digest));
         }
     }
 
+    /// The key. `recipe` is the digest of the recipe, which whoever asks for many keys works out once.
+    pub fn key_with(&self, recipe: &Digest) -> Digest {
+        let mut canonical = Canonical::new(FORMAT);
+        canonical.digest(recipe);
+        self.walk_files(&mut |path, part| put(&mut canonical, path, &part));
+        canonical.finish()
+    }
+
     /// The key.
     pub fn key(&self) -> Digest {
-        let mut canonical = Canonical::new(FORMAT);
-        self.walk(|path, part| {
-            canonical.list(path.len());
-            for step in path {
-                canonical.text(step);
-            }
-            match part {
-                Part::Text(text) => canonical.text(text),
-                Part::Value(value) => canonical.value(value),
-                Part::Content(digest) => canonical.digest(digest),
-            };
-        });
-        canonical.finish()
+        self.key_with(&self.recipe.digest())
     }
 }

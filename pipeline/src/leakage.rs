@@ -13,13 +13,13 @@ use crate::manifest::Loaded;
 use crate::protocol::{Identities, Role, SourceFrom, StageKind};
 
 /// The sites whose raw files reached each instance, by node index.
-pub fn sites(kinds: &[StageKind], graph: &Graph) -> Vec<BTreeSet<String>> {
+pub fn sites(loaded: &Loaded, graph: &Graph) -> Vec<BTreeSet<String>> {
     let mut reached: Vec<BTreeSet<String>> = vec![BTreeSet::new(); graph.dag.node_count()];
     for node in &graph.order {
         let instance = &graph.dag[*node];
         let mut sites: BTreeSet<String> =
-            graph.reads(*node).into_iter().flat_map(|(_, needed)| reached[needed.index()].clone()).collect();
-        if kinds[instance.kind].sources.iter().any(|source| source.from == SourceFrom::Site) {
+            graph.reads(*node).flat_map(|(_, needed)| reached[needed.index()].clone()).collect();
+        if loaded.kinds[instance.kind].sources.iter().any(|source| source.from == SourceFrom::Site) {
             sites.extend(instance.point.get("site").cloned());
         }
         reached[node.index()] = sites;
@@ -39,12 +39,13 @@ pub struct Sides {
 }
 
 /// The sides of every instance that scores a model, in the order of the graph.
-pub fn sides(kinds: &[StageKind], graph: &Graph) -> Vec<Sides> {
+pub fn sides(loaded: &Loaded, graph: &Graph) -> Vec<Sides> {
+    let kinds = &loaded.kinds;
     let of_role = |node: NodeIndex, role: Role| {
         let kind = &kinds[graph.dag[node].kind];
         let inputs: BTreeSet<&str> =
             kind.inputs.iter().filter(|input| input.role == role).map(|input| input.name.as_str()).collect();
-        let roots: Vec<_> = graph.reads(node).into_iter().filter(|(i, _)| inputs.contains(i)).map(|(_, n)| n).collect();
+        let roots: Vec<_> = graph.reads(node).filter(|(i, _)| inputs.contains(i)).map(|(_, n)| n).collect();
         graph.upstream(&roots)
     };
     graph
@@ -56,10 +57,10 @@ pub fn sides(kinds: &[StageKind], graph: &Graph) -> Vec<Sides> {
 }
 
 /// Scores of models on sites that reached their training, one diagnostic a stage, with the path of the leak.
-pub fn check_sites(loaded: &Loaded, kinds: &[StageKind], graph: &Graph) -> Vec<Diagnostic> {
-    let reached = sites(kinds, graph);
+pub fn check_sites(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
+    let reached = sites(loaded, graph);
     let mut by_stage: BTreeMap<String, (Vec<String>, usize, NodeIndex, String)> = BTreeMap::new();
-    for sides in sides(kinds, graph) {
+    for sides in sides(loaded, graph) {
         let instance = &graph.dag[sides.scorer];
         if instance.in_domain {
             continue;
@@ -69,9 +70,9 @@ pub fn check_sites(loaded: &Loaded, kinds: &[StageKind], graph: &Graph) -> Vec<D
         };
         let (trained, scored) = (of(&sides.trained), of(&sides.scored));
         let Some(site) = trained.intersection(&scored).next() else { continue };
-        let path = leak_path(kinds, graph, sides.scorer, site, &reached);
+        let path = leak_path(&loaded.kinds, graph, sides.scorer, site, &reached);
         by_stage
-            .entry(instance.stage.clone())
+            .entry(instance.stage.to_string())
             .and_modify(|entry| entry.1 += 1)
             .or_insert_with(|| (path.iter().map(|n| graph.dag[*n].name.clone()).collect(), 1, path[1], site.clone()));
     }
@@ -79,7 +80,7 @@ pub fn check_sites(loaded: &Loaded, kinds: &[StageKind], graph: &Graph) -> Vec<D
         .into_iter()
         .map(|(stage, (path, count, culprit, site))| {
             let culprit = &graph.dag[culprit];
-            let needs = ["stages", culprit.stage.as_str(), "needs"];
+            let needs = ["stages", culprit.stage.as_ref(), "needs"];
             let span = loaded.tree.nearest(&needs).span.clone();
             let key_span = loaded.tree.key_span(&needs);
             let others = if count > 1 { format!(" ({} more such scores)", count - 1) } else { String::new() };
@@ -111,10 +112,10 @@ fn leak_path(
     let is_model = |input: &str| kind.inputs.iter().any(|spec| spec.name == input && spec.role == Role::Model);
     let carries = |node: &NodeIndex| reached[node.index()].contains(site);
     let mut path = vec![scorer];
-    let mut next = graph.reads(scorer).into_iter().filter(|(i, _)| is_model(i)).map(|(_, n)| n).find(carries);
+    let mut next = graph.reads(scorer).filter(|(i, _)| is_model(i)).map(|(_, n)| n).find(carries);
     while let Some(node) = next {
         path.push(node);
-        next = graph.reads(node).into_iter().map(|(_, n)| n).find(carries);
+        next = graph.reads(node).map(|(_, n)| n).find(carries);
     }
     path
 }

@@ -18,8 +18,10 @@ pub mod protocol;
 pub mod run;
 mod schedule;
 pub mod schema;
+pub mod select;
 pub mod source;
 pub mod tree;
 pub mod why;
 
+pub use executor::{processes, sandbox};
 pub use petgraph::graph::NodeIndex;

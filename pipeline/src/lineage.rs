@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use siteline_cache::{Digest, Record, Store};
 
-use crate::key::KeyParts;
+use crate::key::Recipe;
 
 /// An execution and what it was made from.
 #[derive(Clone, Debug, Serialize)]
@@ -87,7 +87,7 @@ impl Lineage {
 
     fn walk(store: &Store, record: &Record, seen: &mut std::collections::BTreeSet<Digest>) -> Self {
         seen.insert(record.key);
-        let parts: Option<KeyParts> = serde_json::from_value(record.parts.clone()).ok();
+        let recipe = Recipe::deserialize(&record.parts).ok();
         let inputs = record
             .inputs
             .iter()
@@ -107,9 +107,9 @@ impl Lineage {
             key: record.key,
             run: record.run.clone(),
             finished_ms: record.finished_ms,
-            params: parts.as_ref().map(|p| p.params.clone()).unwrap_or_default(),
-            code: parts.as_ref().map(|p| p.code.clone()).unwrap_or_default(),
-            libraries: parts.map(|p| p.libraries).unwrap_or_default(),
+            params: recipe.as_ref().map(|r| r.params.clone()).unwrap_or_default(),
+            code: recipe.as_ref().map(|r| r.code.clone()).unwrap_or_default(),
+            libraries: recipe.map(|r| r.libraries).unwrap_or_default(),
             environment: record.environment.clone(),
             metrics: record.metrics.clone(),
             outputs: record

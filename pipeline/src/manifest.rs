@@ -4,20 +4,25 @@
 //! document is checked against. `load` reads a file into a [`Loaded`] manifest, whose [`Node`] tree keeps the place of
 //! every key and value for later diagnostics.
 
+mod axes;
 mod check;
+pub mod command;
 mod load;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::protocol::Resources;
+use crate::pack::Home;
+use crate::protocol::{Resources, Role, StageKind};
 use crate::tree::Node;
 
+pub use axes::Axis;
 pub(crate) use load::interpolate;
 pub use load::{Override, load};
 
@@ -48,6 +53,15 @@ pub struct Manifest {
     /// Conditions over axes; points for which one holds are left out of the sweep.
     #[serde(default)]
     pub exclude: Vec<String>,
+    /// Points that are added to the sweep: values for some axes, which need not be listed there; the other axes take all of theirs.
+    #[serde(default)]
+    pub include: Vec<IndexMap<String, AxisValue>>,
+    /// Things of which there are only so many, such as licences; stages ask for them in `resources: {tokens: {NAME: N}}`.
+    #[serde(default)]
+    pub tokens: BTreeMap<String, usize>,
+    /// Further programs that hold stage kinds, by path or as a command line: see docs/stage-protocol.md.
+    #[serde(default)]
+    pub packs: Vec<String>,
     /// The stages, by name.
     pub stages: IndexMap<String, Stage>,
 }
@@ -160,8 +174,18 @@ fn quick_gelu() -> String {
 pub enum AxisValues {
     /// `sites`: the names of all sites.
     Named(NamedAxis),
-    /// A list of words or numbers.
+    /// A list of words, numbers, or named groups of parameters.
     List(Vec<AxisValue>),
+    /// A list in a file.
+    File(AxisFile),
+}
+
+/// `{from: FILE}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AxisFile {
+    /// A YAML or JSON file with a list, or a text file with a value in each line; `#` begins a comment.
+    pub from: String,
 }
 
 /// A set of values that the manifest has already.
@@ -173,13 +197,25 @@ pub enum NamedAxis {
 }
 
 /// One value of an axis.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum AxisValue {
     /// A whole number: a seed, say.
     Number(i64),
     /// A word.
     Word(String),
+    /// Several parameters under one name: `{name: wide, head_width: 256, lr: 0.001}`.
+    Group(AxisGroup),
+}
+
+/// Several parameters that change together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AxisGroup {
+    /// What instance names and tables call it.
+    pub name: String,
+    /// The parameters, given to every stage on this axis that has them.
+    #[serde(flatten)]
+    pub with: Map<String, Value>,
 }
 
 impl AxisValue {
@@ -188,42 +224,124 @@ impl AxisValue {
         match self {
             Self::Number(n) => n.to_string(),
             Self::Word(word) => word.clone(),
+            Self::Group(group) => group.name.clone(),
         }
     }
 
-    /// As given to a parameter.
-    pub fn value(&self) -> Value {
+    /// The parameters that it gives to a stage: one of the axis's own name, or those of a group.
+    pub fn params(&self, axis: &str) -> Map<String, Value> {
         match self {
-            Self::Number(n) => Value::from(*n),
-            Self::Word(word) => Value::from(word.as_str()),
+            Self::Number(n) => Map::from_iter([(axis.to_owned(), Value::from(*n))]),
+            Self::Word(word) => Map::from_iter([(axis.to_owned(), Value::from(word.as_str()))]),
+            Self::Group(group) => {
+                let mut with = group.with.clone();
+                with.entry(axis.to_owned()).or_insert_with(|| Value::from(group.name.as_str()));
+                with
+            }
         }
     }
 }
 
-/// A step of the experiment, run once at each point of its axes.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+/// A step of the experiment, run once at each point of its axes: a stage kind (`uses`) or a command (`run`).
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
     /// The stage kind.
-    pub uses: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<String>,
+    /// A command instead of a stage kind. `${NAME}` stands for the value of an axis or of a parameter in `with`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<CommandLine>,
     /// The axes over which it is repeated.
     #[serde(default)]
     pub per: Vec<String>,
-    /// What it reads from other stages, by the kind's input names.
+    /// At which points of its axes the stage exists: `method == mcdrl`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
+    /// What it reads from other stages, by the kind's input names; a command finds each in `inputs/NAME`.
     #[serde(default)]
     pub needs: IndexMap<String, Need>,
-    /// Parameters of the kind.
+    /// Parameters of the kind, or of the command, which finds them in `params.json`.
     #[serde(default)]
     pub with: Map<String, Value>,
     /// Parameters for some points only; later ones win.
     #[serde(default)]
     pub overrides: Vec<PointParams>,
+    /// Files that a command writes, relative to its working directory; a name that ends in `/` is a folder.
+    #[serde(default)]
+    pub outputs: Vec<String>,
+    /// Patterns of the files that a command is made of. Files that a Python file imports from the project are added.
+    #[serde(default)]
+    pub code: Vec<String>,
+    /// Patterns of data files of the project that a command reads; it finds them under their own paths.
+    #[serde(default)]
+    pub files: Vec<String>,
+    /// Environment variables of a command: `NAME: value`, or `NAME:` alone to pass on the value that it has.
+    #[serde(default)]
+    pub env: IndexMap<String, Option<String>>,
     /// What an instance occupies while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
+    /// The longest that an instance may take: `30s`, `20m`, `2h`. What takes longer is ended and has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// What becomes of an instance that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
     /// Says that models may be scored on sites that they were trained on; the results table then says so too.
     #[serde(default)]
     pub in_domain: bool,
+}
+
+/// A command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum CommandLine {
+    /// For the shell, which stops at the first line that fails.
+    Shell(String),
+    /// A program and its arguments.
+    Words(Vec<String>),
+}
+
+/// How often and when an instance that failed is tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Retry {
+    /// How often it is tried in all.
+    #[schemars(range(min = 1, max = 100))]
+    pub attempts: usize,
+    /// How long to wait in front of the second attempt, doubled for each further one: `10s`.
+    #[serde(default = "ten_seconds")]
+    pub backoff: String,
+}
+
+fn ten_seconds() -> String {
+    "10s".to_owned()
+}
+
+impl Retry {
+    /// The wait in front of attempt `number`, counted from 2.
+    pub fn wait(&self, number: usize) -> Duration {
+        let first = duration(&self.backoff).unwrap_or_default();
+        first.saturating_mul(1 << (number.saturating_sub(2)).min(16))
+    }
+}
+
+/// Reads `30s`, `20m`, `2h`, `1h 30m`.
+///
+/// # Errors
+/// A text that is no length of time, in words.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no length of time; write `30s`, `20m` or `2h`");
+    let signed: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
+    Duration::try_from(signed).map_err(|_| wrong())
+}
+
+impl Stage {
+    /// What messages call its kind.
+    pub fn kind_name(&self) -> &str {
+        self.uses.as_deref().unwrap_or("run")
+    }
 }
 
 /// What a stage reads from another.
@@ -249,13 +367,16 @@ pub struct Join {
     /// At which points of this stage the need exists: `method == mcdrl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when: Option<String>,
+    /// What leakage analysis makes of it, in a stage that runs a command: a `model`, the data it is `scored` on, or `plain` data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
 }
 
 impl Need {
     /// As a join, conditions or not.
     pub fn join(&self) -> Join {
         match self {
-            Self::Stage(stage) => Join { stage: stage.clone(), filter: None, when: None },
+            Self::Stage(stage) => Join { stage: stage.clone(), filter: None, when: None, role: None },
             Self::Join(join) => join.clone(),
         }
     }
@@ -284,21 +405,24 @@ pub struct Loaded {
     pub manifest: Manifest,
     /// The folder that paths are relative to.
     pub root: PathBuf,
+    /// What the command line changed.
+    pub overrides: Vec<Override>,
+    /// The stage kinds: those of the packs, and one for each stage that runs a command.
+    pub kinds: Vec<StageKind>,
+    /// Where each kind's work is done, in the order of `kinds`.
+    pub homes: Vec<Home>,
+    /// The axes by name, the implicit `site` included.
+    pub axes: BTreeMap<String, Axis>,
 }
 
 impl Loaded {
-    /// Axis values by axis, the implicit `site` included, in the manifest's order.
-    pub fn axes(&self) -> BTreeMap<String, Vec<AxisValue>> {
-        let sites = || self.manifest.sites.keys().map(|name| AxisValue::Word(name.clone())).collect();
-        let mut axes: BTreeMap<String, Vec<AxisValue>> = BTreeMap::from([("site".to_owned(), sites())]);
-        for (name, values) in &self.manifest.axes {
-            let values = match values {
-                AxisValues::Named(NamedAxis::Sites) => sites(),
-                AxisValues::List(list) => list.clone(),
-            };
-            axes.insert(name.clone(), values);
-        }
-        axes
+    /// The kind of a stage, by its place among `kinds`.
+    pub fn kind_of(&self, stage: &str) -> usize {
+        let name = match &self.manifest.stages[stage].uses {
+            Some(kind) => kind.clone(),
+            None => command::kind_name(stage),
+        };
+        self.kinds.iter().position(|kind| kind.name == name).expect("the manifest was checked")
     }
 }
 

@@ -12,11 +12,20 @@ use siteline_cache::Digest;
 
 use crate::protocol::{self, Reply, Request, StageKind};
 
+/// Where a kind's work is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// By workers that this command starts.
+    Pack(Vec<String>),
+    /// By a command of the manifest's.
+    Command,
+}
+
 /// A program and its kinds.
 #[derive(Clone, Debug)]
 pub struct Pack {
-    /// The program.
-    pub program: PathBuf,
+    /// The program and its arguments.
+    pub command: Vec<String>,
     /// Its kinds, by name.
     pub kinds: Vec<StageKind>,
 }
@@ -87,10 +96,10 @@ impl Pack {
         if let Some(kept) = kept.filter(|kept| kept.protocol == protocol::VERSION && kept.size == meta.len()) {
             let same = kept.modified_ns == modified_ns || digest().is_ok_and(|digest| digest == kept.digest);
             if same {
-                return Ok(Self { program, kinds: kept.kinds });
+                return Ok(Self { command: vec![text_of(&program)], kinds: kept.kinds });
             }
         }
-        let kinds = describe(&program)?;
+        let kinds = describe(&[text_of(&program)])?;
         if let Ok(digest) = digest() {
             let description = Description {
                 size: meta.len(),
@@ -101,19 +110,41 @@ impl Pack {
             };
             keep(&beside, &description);
         }
-        Ok(Self { program, kinds })
+        Ok(Self { command: vec![text_of(&program)], kinds })
+    }
+
+    /// Asks a pack that a manifest names, by path or as a command line. Files of the project may be named relative to `root`.
+    ///
+    /// # Errors
+    /// A program that is absent, silent, or of another version.
+    pub fn ask(text: &str, root: &Path) -> Result<Self, PackError> {
+        let silent = |reason: &str| PackError::Silent { program: text.into(), reason: reason.to_owned() };
+        let words =
+            shlex::split(text).filter(|words| !words.is_empty()).ok_or_else(|| silent("it is no command line"))?;
+        let command: Vec<String> = words
+            .into_iter()
+            .map(|word| if root.join(&word).is_file() { text_of(&root.join(&word)) } else { word })
+            .collect();
+        let kinds = describe(&command)?;
+        Ok(Self { command, kinds })
     }
 }
 
+fn text_of(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn start(words: &[String]) -> Command {
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
 /// Asks a program for its kinds.
-fn describe(program: &Path) -> Result<Vec<StageKind>, PackError> {
-    let silent = |reason: String| PackError::Silent { program: program.to_owned(), reason };
-    let mut child = Command::new(program)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|e| silent(e.to_string()))?;
+fn describe(words: &[String]) -> Result<Vec<StageKind>, PackError> {
+    let program = PathBuf::from(words.join(" "));
+    let silent = |reason: String| PackError::Silent { program: program.clone(), reason };
+    let mut child = start(words).stderr(Stdio::piped()).spawn().map_err(|e| silent(e.to_string()))?;
     let request = serde_json::to_string(&Request::Describe).expect("a request is JSON");
     if let Some(mut stdin) = child.stdin.take() {
         // A program that cannot start has closed its end; what it said of that is on its standard error.
@@ -124,7 +155,7 @@ fn describe(program: &Path) -> Result<Vec<StageKind>, PackError> {
     let reply = text.lines().find_map(|line| serde_json::from_str::<Reply>(line).ok());
     match reply {
         Some(Reply::Kinds { protocol, kinds }) if protocol == protocol::VERSION => Ok(kinds),
-        Some(Reply::Kinds { protocol, .. }) => Err(PackError::Version { program: program.to_owned(), found: protocol }),
+        Some(Reply::Kinds { protocol, .. }) => Err(PackError::Version { program: program.clone(), found: protocol }),
         _ => {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             Err(silent(if said.is_empty() { format!("it ended with {}", output.status) } else { said }))
@@ -149,12 +180,8 @@ impl Pack {
     /// # Errors
     /// A worker that does not start, and what the stage said when it failed.
     pub fn carry_out(&self, request: protocol::RunRequest, tell: &mut dyn FnMut(&Reply)) -> Result<(), PackError> {
-        let silent = |reason: String| PackError::Silent { program: self.program.clone(), reason };
-        let mut child = Command::new(&self.program)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|e| silent(e.to_string()))?;
+        let silent = |reason: String| PackError::Silent { program: self.command.join(" ").into(), reason };
+        let mut child = start(&self.command).spawn().map_err(|e| silent(e.to_string()))?;
         let line = serde_json::to_string(&Request::Run(Box::new(request))).map_err(|e| silent(e.to_string()))?;
         // The worker lives as long as its standard input: it is held until the answer is there.
         let mut stdin = child.stdin.take();

@@ -56,14 +56,23 @@ impl Condition {
     }
 
     /// Whether it holds; `value` gives the label of an axis.
-    pub fn holds(&self, value: &impl Fn(&str) -> Option<String>) -> bool {
-        let of = |term: &Term| value(&term.word).unwrap_or_else(|| term.word.clone());
+    pub fn holds<'v>(&'v self, value: &impl Fn(&str) -> Option<&'v str>) -> bool {
+        let of = |term: &'v Term| value(&term.word).unwrap_or(&term.word);
         match self {
             Self::Equal(left, right) => of(left) == of(right),
             Self::In(left, list) => list.iter().any(|right| of(left) == of(right)),
             Self::Not(inner) => !inner.holds(value),
             Self::And(parts) => parts.iter().all(|part| part.holds(value)),
             Self::Or(parts) => parts.iter().any(|part| part.holds(value)),
+        }
+    }
+
+    /// Equalities without which it cannot hold: `a == b` alone or joined by `and`.
+    pub fn equalities(&self) -> Vec<(&str, &str)> {
+        match self {
+            Self::Equal(left, right) => vec![(&left.word, &right.word)],
+            Self::And(parts) => parts.iter().flat_map(Self::equalities).collect(),
+            _ => Vec::new(),
         }
     }
 
@@ -265,12 +274,13 @@ mod tests {
 
     fn holds(text: &str) -> bool {
         let axes = |axis: &str| match axis {
-            "site" => Some("A".to_owned()),
-            "held_out" => Some("B".to_owned()),
-            "seed" => Some("0".to_owned()),
+            "site" => Some("A"),
+            "held_out" => Some("B"),
+            "seed" => Some("0"),
             _ => None,
         };
-        Condition::parse(text).unwrap().holds(&axes)
+        let condition = Condition::parse(text).unwrap();
+        condition.holds(&axes)
     }
 
     #[test]

@@ -1,18 +1,19 @@
 //! The plan: every instance of the sweep, and whether it is cached, must run, or waits for one that runs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use petgraph::graph::NodeIndex;
-use siteline_cache::{Digest, Output, Record, RecordInput, Store};
+use rayon::prelude::*;
+use siteline_cache::{Digest, Hit, Output, RecordInput, Store};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::graph::Graph;
-use crate::key::{KeyFile, KeyParts};
+use crate::key::{KeyFile, KeyParts, Recipe};
 use crate::leakage;
 use crate::manifest::Loaded;
-use crate::pattern::InstancePattern;
-use crate::protocol::{Point, RunSource, SourceFrom, StageKind};
+use crate::protocol::{Point, RunSource, StageKind};
+use crate::select::Selection;
 use crate::source::Sources;
 use crate::why::{self, Reason};
 
@@ -20,7 +21,7 @@ use crate::why::{self, Reason};
 #[derive(Clone, Debug)]
 pub enum State {
     /// Its result is in the store.
-    Cached(Arc<Record>),
+    Cached(Arc<Hit>),
     /// It must run.
     Stale {
         /// Why.
@@ -38,29 +39,35 @@ pub enum State {
 /// All that an instance needs in order to run, and the key of its result.
 #[derive(Clone, Debug)]
 pub struct Resolved {
-    /// The parts of its key.
-    pub parts: KeyParts,
+    /// The parts of its key, as JSON.
+    pub parts: serde_json::Value,
     /// The key.
     pub key: Digest,
     /// What it reads from other executions, with the points of those.
     pub inputs: Vec<(Point, RecordInput)>,
     /// What it reads from outside the store.
-    pub sources: BTreeMap<String, RunSource>,
+    pub sources: BTreeMap<String, Arc<RunSource>>,
 }
+
+/// A recipe and its digest.
+type Known = Arc<(Recipe, Digest)>;
+/// What a recipe is made of: the kind, the shared parameters, and the sources whose settings join them.
+type RecipeId = (usize, usize, Vec<usize>);
 
 /// A manifest, its instances, and the store that they are looked up in.
 pub struct Planner<'a> {
     /// The manifest.
     pub loaded: &'a Loaded,
-    /// The kinds of the pack.
-    pub kinds: &'a [StageKind],
     /// The store.
     pub store: &'a Store,
     /// The instances.
     pub graph: Arc<Graph>,
     /// Those that were asked for, and whatever they are made from.
     pub selected: BTreeSet<NodeIndex>,
+    /// Those that run again whatever the store has.
+    pub forced: BTreeSet<NodeIndex>,
     sources: Sources<'a>,
+    recipes: HashMap<RecipeId, Known>,
 }
 
 /// What is planned for each instance.
@@ -86,152 +93,189 @@ impl<'a> Planner<'a> {
     ///
     /// # Errors
     /// Joins that cannot be made, patterns that choose nothing, leakage.
-    pub fn new(
-        loaded: &'a Loaded,
-        kinds: &'a [StageKind],
-        store: &'a Store,
-        only: &[InstancePattern],
-    ) -> Result<Self, Diagnostics> {
-        let graph = Graph::expand(loaded, kinds).map_err(|list| Diagnostics { list })?;
-        let leaks = leakage::check_sites(loaded, kinds, &graph);
+    pub fn new(loaded: &'a Loaded, store: &'a Store, selection: &Selection) -> Result<Self, Diagnostics> {
+        let graph = Graph::expand(loaded).map_err(|list| Diagnostics { list })?;
+        let leaks = leakage::check_sites(loaded, &graph);
         if !leaks.is_empty() {
             return Err(Diagnostics { list: leaks });
         }
-        let selected = select(loaded, &graph, only)?;
-        Ok(Self { loaded, kinds, store, graph: Arc::new(graph), selected, sources: Sources::new(loaded, store) })
+        let (selected, forced) = selection.choose(loaded, &graph)?;
+        let sources = Sources::new(loaded, store);
+        Ok(Self { loaded, store, graph: Arc::new(graph), selected, forced, sources, recipes: HashMap::new() })
     }
 
     /// The kind of an instance.
     pub fn kind(&self, node: NodeIndex) -> &'a StageKind {
-        &self.kinds[self.graph.dag[node].kind]
+        &self.loaded.kinds[self.graph.dag[node].kind]
     }
 
-    /// Looks every instance up.
+    /// Looks every instance up, a generation at a time: first what reads from no other, then what reads from those.
     ///
     /// # Errors
     /// Sources that cannot be found, read or paired; all of them at once.
     pub fn plan(&mut self) -> Result<Plan, Diagnostics> {
-        let mut states: Vec<State> = vec![State::NotSelected; self.graph.dag.node_count()];
+        let graph = self.graph.clone();
+        let mut states: Vec<State> = vec![State::NotSelected; graph.dag.node_count()];
         let mut found: Vec<Diagnostic> = Vec::new();
-        for node in self.graph.order.clone() {
-            if !self.selected.contains(&node) {
-                continue;
+        for generation in generations(&graph, &self.selected) {
+            let mut ready = Vec::with_capacity(generation.len());
+            for node in generation {
+                let waits = |needed: &NodeIndex| !matches!(states[needed.index()], State::Cached(_));
+                let on: Vec<NodeIndex> = graph.reads(node).map(|(_, needed)| needed).filter(waits).collect();
+                if on.is_empty() {
+                    match self.prepare(node) {
+                        Ok(()) => ready.push(node),
+                        Err(diagnostic) if found.contains(&diagnostic) => {}
+                        Err(diagnostic) => found.push(diagnostic),
+                    }
+                } else {
+                    states[node.index()] = State::Waiting { on };
+                }
             }
-            let on: Vec<NodeIndex> = self
-                .graph
-                .reads(node)
-                .into_iter()
-                .map(|(_, needed)| needed)
-                .filter(|needed| !matches!(states[needed.index()], State::Cached(_)))
-                .collect();
-            if !on.is_empty() {
-                states[node.index()] = State::Waiting { on };
-                continue;
-            }
-            let artifact = |needed: NodeIndex| match &states[needed.index()] {
-                State::Cached(record) => record.clone(),
-                _ => unreachable!("every input of this instance is cached"),
-            };
-            match self.resolve(node, &artifact) {
-                Ok(resolved) => states[node.index()] = self.look_up(node, &resolved),
-                Err(diagnostic) if found.contains(&diagnostic) => {}
-                Err(diagnostic) => found.push(diagnostic),
+            for (node, state) in self.look_up(&ready, &states) {
+                states[node.index()] = state;
             }
         }
         if found.is_empty() { Ok(Plan { states }) } else { Err(Diagnostics { list: found }) }
     }
 
-    fn look_up(&self, node: NodeIndex, resolved: &Resolved) -> State {
-        match self.store.lookup(&resolved.key) {
-            Some(record) => State::Cached(Arc::new(record)),
-            None => {
-                let instance = &self.graph.dag[node].name;
-                let manifest = &self.loaded.manifest.name;
-                State::Stale { reason: why::reason(self.store, manifest, instance, &resolved.parts, &resolved.key) }
-            }
+    fn look_up(&self, nodes: &[NodeIndex], states: &[State]) -> Vec<(NodeIndex, State)> {
+        let hit = |needed: NodeIndex| match &states[needed.index()] {
+            State::Cached(hit) => hit.as_ref(),
+            _ => unreachable!("every input of this instance is cached"),
+        };
+        let key = |node: &NodeIndex| self.with_parts(*node, &hit, |parts, recipe| parts.key_with(recipe));
+        let keys: Vec<Digest> = nodes.par_iter().with_min_len(64).map(key).collect();
+        let hits = self.store.lookup_all(&keys);
+        let mut all = Vec::with_capacity(nodes.len());
+        for ((node, key), hit_of_key) in nodes.iter().zip(keys).zip(hits) {
+            let state = match hit_of_key {
+                Some(_) if self.forced.contains(node) => State::Stale { reason: Reason::Forced },
+                Some(hit) => State::Cached(Arc::new(hit)),
+                None => {
+                    let instance = &self.graph.dag[*node].name;
+                    let manifest = &self.loaded.manifest.name;
+                    let reason = self
+                        .with_parts(*node, &hit, |parts, _| why::reason(self.store, manifest, instance, &parts, &key));
+                    State::Stale { reason }
+                }
+            };
+            all.push((*node, state));
         }
+        all
     }
 
-    /// Works out the key of an instance whose inputs are all there.
+    /// Finds and hashes what an instance reads from outside the store, and works out its recipe, where that was not done yet.
+    fn prepare(&mut self, node: NodeIndex) -> Result<(), Diagnostic> {
+        let kind = self.kind(node);
+        let graph = self.graph.clone();
+        let instance = &graph.dag[node];
+        if !kind.sources.is_empty() {
+            self.sources.find(kind, instance)?;
+        }
+        let id = self.recipe_id(node);
+        if !self.recipes.contains_key(&id) {
+            let params = self.sources.into_params(kind, instance);
+            let recipe = Recipe::new(kind, &params);
+            let digest = recipe.digest();
+            self.recipes.insert(id, Arc::new((recipe, digest)));
+        }
+        Ok(())
+    }
+
+    fn recipe_id(&self, node: NodeIndex) -> RecipeId {
+        let instance = &self.graph.dag[node];
+        let sources = self.sources.of(self.kind(node), instance);
+        let places = sources.map(|(_, source)| Arc::as_ptr(source) as usize).collect();
+        (instance.kind, Arc::as_ptr(&instance.params) as usize, places)
+    }
+
+    /// Hands the parts of an instance's key, and its recipe's digest, to `take`. The instance was prepared.
+    fn with_parts<'h, T>(
+        &self,
+        node: NodeIndex,
+        hit: &impl Fn(NodeIndex) -> &'h Hit,
+        take: impl FnOnce(KeyParts, &Digest) -> T,
+    ) -> T {
+        let kind = self.kind(node);
+        let instance = &self.graph.dag[node];
+        let mut files: Vec<KeyFile> = Vec::new();
+        for (input, needed) in self.graph.reads(node) {
+            let spec = kind.inputs.iter().find(|spec| spec.name == input).expect("the manifest was checked");
+            let point = &self.graph.dag[needed].point;
+            files.extend(hit(needed).outputs.iter().filter(|o| is_named(&spec.files, &o.path)).map(|output| KeyFile {
+                input: input.into(),
+                role: "output".into(),
+                point: std::borrow::Cow::Borrowed(point),
+                label: output.path.as_str().into(),
+                digest: output.digest,
+            }));
+        }
+        for (name, source) in self.sources.of(kind, instance) {
+            files.extend(source.files.iter().map(|file| KeyFile {
+                input: name.into(),
+                role: file.role.as_str().into(),
+                point: std::borrow::Cow::Owned(Point::new()),
+                label: file.label.as_str().into(),
+                digest: file.digest,
+            }));
+        }
+        let known = &self.recipes[&self.recipe_id(node)];
+        take(KeyParts::new(&known.0, files), &known.1)
+    }
+
+    /// The key of an instance whose inputs are all there.
     ///
     /// # Errors
     /// Sources that cannot be found, read or paired.
-    pub fn resolve(
+    pub fn key<'h>(&mut self, node: NodeIndex, hit: &impl Fn(NodeIndex) -> &'h Hit) -> Result<Digest, Diagnostic> {
+        self.prepare(node)?;
+        Ok(self.with_parts(node, hit, |parts, recipe| parts.key_with(recipe)))
+    }
+
+    /// All that an instance whose inputs are there needs in order to run.
+    ///
+    /// # Errors
+    /// Sources that cannot be found, read or paired.
+    pub fn resolve<'h>(
         &mut self,
         node: NodeIndex,
-        artifact: &dyn Fn(NodeIndex) -> Arc<Record>,
+        hit: &impl Fn(NodeIndex) -> &'h Hit,
     ) -> Result<Resolved, Diagnostic> {
+        self.prepare(node)?;
         let kind = self.kind(node);
-        let instance = self.graph.dag[node].clone();
-        let mut files = Vec::new();
-        let mut inputs = Vec::new();
-        for (input, needed) in self.graph.reads(node) {
-            let record = artifact(needed);
-            let point = self.graph.dag[needed].point.clone();
+        let (parts, key) = self.with_parts(node, hit, |parts, recipe| {
+            (serde_json::to_value(&parts).expect("key parts are JSON"), parts.key_with(recipe))
+        });
+        let inputs = self.graph.reads(node).map(|(input, needed)| {
             let spec = kind.inputs.iter().find(|spec| spec.name == input).expect("the manifest was checked");
-            let read: Vec<Output> = record.outputs.iter().filter(|o| is_named(&spec.files, &o.path)).cloned().collect();
-            files.extend(read.iter().map(|output| KeyFile {
-                input: input.to_owned(),
-                role: "output".to_owned(),
-                point: point.clone(),
-                label: output.path.clone(),
-                digest: output.digest,
-            }));
-            let name = input.to_owned();
-            inputs.push((point, RecordInput { name, instance: record.instance.clone(), key: record.key, files: read }));
-        }
-        let mut params = instance.params.clone();
-        let mut sources = BTreeMap::new();
-        for spec in &kind.sources {
-            let source = match &spec.from {
-                SourceFrom::Site => self.sources.site(&instance.point["site"])?,
-                SourceFrom::Backbone => self.sources.backbone(&instance.point["backbone"])?,
-                SourceFrom::Param(param) => {
-                    let Some(value) = params.get(param).and_then(|v| v.as_str()).map(str::to_owned) else { continue };
-                    // The path says where the content lies, and only the content counts.
-                    params.remove(param);
-                    self.sources.param(&instance.stage, param, &value)?
-                }
-            };
-            files.extend(source.files.iter().map(|file| KeyFile {
-                input: spec.name.clone(),
-                role: file.role.clone(),
-                point: Point::new(),
-                label: file.label.clone(),
-                digest: file.digest,
-            }));
-            if !source.settings.is_null() {
-                let about = serde_json::json!({"name": source.name, "settings": source.settings});
-                params.insert(format!("{} source", spec.name), about);
-            }
-            sources.insert(spec.name.clone(), source);
-        }
-        let parts = KeyParts::new(kind, &params, files);
-        let key = parts.key();
-        Ok(Resolved { parts, key, inputs, sources })
+            let from = hit(needed);
+            let files: Vec<Output> = from.outputs.iter().filter(|o| is_named(&spec.files, &o.path)).cloned().collect();
+            let read = RecordInput { name: input.to_owned(), instance: from.instance.clone(), key: from.key, files };
+            (self.graph.dag[needed].point.clone(), read)
+        });
+        let sources = self.sources.of(kind, &self.graph.dag[node]);
+        let sources = sources.map(|(name, source)| (name.to_owned(), source.clone())).collect();
+        Ok(Resolved { parts, key, inputs: inputs.collect(), sources })
     }
 }
 
-/// Whether an output is among those that an input names; a name ending in `/` is a folder.
+/// The selected instances by their distance from those that read from no other.
+fn generations(graph: &Graph, selected: &BTreeSet<NodeIndex>) -> Vec<Vec<NodeIndex>> {
+    let mut depth = vec![0usize; graph.dag.node_count()];
+    let mut all: Vec<Vec<NodeIndex>> = Vec::new();
+    for node in graph.order.iter().filter(|node| selected.contains(node)) {
+        let own = graph.reads(*node).map(|(_, needed)| depth[needed.index()] + 1).max().unwrap_or(0);
+        depth[node.index()] = own;
+        if all.len() <= own {
+            all.resize_with(own + 1, Vec::new);
+        }
+        all[own].push(*node);
+    }
+    all
+}
+
+/// Whether an output is among those that an input names; a name ending in `/` is a folder, `*` is everything.
 fn is_named(files: &[String], path: &str) -> bool {
-    files.iter().any(|name| name == path || (name.ends_with('/') && path.starts_with(name.as_str())))
-}
-
-fn select(loaded: &Loaded, graph: &Graph, only: &[InstancePattern]) -> Result<BTreeSet<NodeIndex>, Diagnostics> {
-    if only.is_empty() {
-        return Ok(graph.dag.node_indices().collect());
-    }
-    let mut roots = Vec::new();
-    for pattern in only {
-        let before = roots.len();
-        roots.extend(graph.dag.node_indices().filter(|n| pattern.fits(&graph.dag[*n].stage, &graph.dag[*n].point)));
-        if roots.len() == before {
-            let stages = loaded.manifest.stages.keys().map(String::as_str);
-            let hint = crate::diagnostic::suggest(&pattern.stage, "the stages are", stages);
-            let message = format!("no instance fits `{pattern}`");
-            let file = loaded.path.clone();
-            return Err(Diagnostics { list: vec![Diagnostic { file, span: None, message, hint: Some(hint) }] });
-        }
-    }
-    Ok(graph.upstream(&roots))
+    files.iter().any(|name| name == "*" || name == path || (name.ends_with('/') && path.starts_with(name.as_str())))
 }

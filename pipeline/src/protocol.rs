@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use siteline_cache::Digest;
 
-/// Version of the messages. History: 1, the first.
-pub const VERSION: u32 = 1;
+/// Version of the messages. History: 1, the first; 2, folders for memos and for resuming, resources that are not slots.
+pub const VERSION: u32 = 2;
 
 /// The point of an instance: axis name to the value's label.
 pub type Point = BTreeMap<String, String>;
@@ -43,6 +43,12 @@ pub struct RunRequest {
     pub sources: BTreeMap<String, RunSource>,
     /// An empty directory for the outputs; nothing else may be written.
     pub output_dir: PathBuf,
+    /// Where results of parts may be kept across executions; see `memo`.
+    #[serde(default)]
+    pub memo_dir: Option<PathBuf>,
+    /// Where long work may leave what it needs to go on after an interruption. What lies there is of this very key.
+    #[serde(default)]
+    pub resume_dir: Option<PathBuf>,
     /// CPU threads to use.
     pub threads: usize,
     /// The GPUs that are leased to this instance, as CUDA_VISIBLE_DEVICES names them.
@@ -183,7 +189,7 @@ impl InputSpec {
 }
 
 /// What flows through an input, as far as leakage is concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Data that the stage learns from or passes on.
@@ -213,6 +219,8 @@ pub enum SourceFrom {
     Backbone,
     /// The file that a parameter names, relative to the manifest.
     Param(String),
+    /// The files that a command's stage lists: `code` or `files`.
+    Stage(String),
 }
 
 /// An output of a kind.
@@ -258,18 +266,24 @@ pub struct Identity {
     pub pixels: Digest,
 }
 
-/// What an instance occupies while it runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// What an instance occupies while it runs. Never part of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
     /// CPU slots, and threads for the work.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 1024))]
     pub cpu: usize,
-    /// GPUs.
+    /// GPUs, each leased to one instance at a time.
     #[serde(default)]
     #[schemars(range(max = 64))]
     pub gpu: usize,
+    /// Memory that is set aside: `4 GB`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
+    /// Tokens, by the names in the manifest's `tokens`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tokens: BTreeMap<String, usize>,
 }
 
 fn one() -> usize {
@@ -278,8 +292,17 @@ fn one() -> usize {
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { cpu: 1, gpu: 0 }
+        Self { cpu: 1, gpu: 0, memory: None, tokens: BTreeMap::new() }
     }
+}
+
+/// Reads an amount of memory: `4 GB`, `512 MiB`.
+///
+/// # Errors
+/// A text that is none, in words.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let size: Result<bytesize::ByteSize, _> = text.parse();
+    size.map(|size| size.as_u64()).map_err(|_| format!("`{text}` is no amount of memory; write `4 GB` or `512 MiB`"))
 }
 
 /// What a kind's code is: worked out when the pack is built, from the sources that the kind reaches.

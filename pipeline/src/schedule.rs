@@ -2,17 +2,22 @@
 //!
 //! ```text
 //! Waiting --all inputs done--> Ready --resources free--> Running --> Done
-//!    |                          |  \--result in the store----------> Done
+//!    |                          |  ^---another attempt-----'  |
+//!    |                          |  \--result in the store------> Done
 //!    |                          |                          \-------> Failed
 //!    \--an input failed--> Blocked <-- (everything behind Failed)
 //! ```
+//!
+//! Among the ready the first repetition of the sweep comes first (the first value on the axis `seed`), with all that it needs, so
+//! that a first full table is there early; within one repetition the order is the manifest's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use petgraph::graph::NodeIndex;
 
 use crate::graph::Graph;
-use crate::protocol::Resources;
+use crate::protocol::{self, Resources};
 
 /// Where an instance stands in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +30,7 @@ pub(crate) enum Phase {
     Ready,
     /// It holds resources and is at work.
     Running,
-    /// Its result is in the store.
+    /// Its result is there.
     Done,
     /// It failed.
     Failed,
@@ -33,13 +38,22 @@ pub(crate) enum Phase {
     Blocked,
 }
 
-/// CPU slots and GPUs.
+impl Phase {
+    fn is_open(self) -> bool {
+        matches!(self, Self::Waiting | Self::Ready | Self::Running)
+    }
+}
+
+/// CPU slots, GPUs, memory, tokens.
 #[derive(Clone, Debug)]
 pub(crate) struct Pool {
     cpu: usize,
     all_cpu: usize,
     gpus: BTreeSet<String>,
     all_gpus: usize,
+    memory: u64,
+    all_memory: u64,
+    tokens: BTreeMap<String, usize>,
 }
 
 /// What a running instance holds.
@@ -49,32 +63,68 @@ pub(crate) struct Held {
     pub(crate) cpu: usize,
     /// GPUs.
     pub(crate) gpus: Vec<String>,
+    memory: u64,
+    tokens: BTreeMap<String, usize>,
 }
 
 impl Pool {
-    pub(crate) fn new(cpu: usize, gpus: &[String]) -> Self {
-        Self { cpu, all_cpu: cpu, gpus: gpus.iter().cloned().collect(), all_gpus: gpus.len() }
+    pub(crate) fn new(cpu: usize, gpus: &[String], memory: u64, tokens: &BTreeMap<String, usize>) -> Self {
+        Self {
+            cpu,
+            all_cpu: cpu,
+            gpus: gpus.iter().cloned().collect(),
+            all_gpus: gpus.len(),
+            memory,
+            all_memory: memory,
+            tokens: tokens.clone(),
+        }
     }
 
-    /// Takes what `wanted` asks for. More than the machine has is brought down to what it has, so that the same manifest
-    /// runs on a laptop and on a server; a GPU that no machine has is done without.
+    /// What `wanted` takes here. More than the machine has is brought down to what it has, so that the same manifest runs on a
+    /// laptop and on a server; a GPU that no machine has is done without.
+    fn share(&self, wanted: &Resources) -> (usize, usize, u64) {
+        let memory = wanted.memory.as_ref().and_then(|text| protocol::bytes(text).ok()).unwrap_or(0);
+        (wanted.cpu.min(self.all_cpu).max(1), wanted.gpu.min(self.all_gpus), memory.min(self.all_memory))
+    }
+
+    pub(crate) fn has(&self, wanted: &Resources) -> bool {
+        let (cpu, gpu, memory) = self.share(wanted);
+        let tokens = wanted.tokens.iter().all(|(name, count)| self.tokens.get(name).is_some_and(|left| left >= count));
+        self.cpu >= cpu && self.gpus.len() >= gpu && self.memory >= memory && tokens
+    }
+
+    /// Takes what `wanted` asks for.
     pub(crate) fn take(&mut self, wanted: &Resources) -> Option<Held> {
-        let (cpu, gpu) = (wanted.cpu.min(self.all_cpu).max(1), wanted.gpu.min(self.all_gpus));
-        if self.cpu < cpu || self.gpus.len() < gpu {
+        if !self.has(wanted) {
             return None;
         }
+        let (cpu, gpu, memory) = self.share(wanted);
         self.cpu -= cpu;
+        self.memory -= memory;
         let gpus: Vec<String> = self.gpus.iter().take(gpu).cloned().collect();
         gpus.iter().for_each(|index| {
             self.gpus.remove(index);
         });
-        Some(Held { cpu, gpus })
+        for (name, count) in &wanted.tokens {
+            self.tokens.entry(name.clone()).and_modify(|left| *left -= count);
+        }
+        Some(Held { cpu, gpus, memory, tokens: wanted.tokens.clone() })
     }
 
     pub(crate) fn give(&mut self, held: Held) {
         self.cpu += held.cpu;
+        self.memory += held.memory;
         self.gpus.extend(held.gpus);
+        for (name, count) in held.tokens {
+            *self.tokens.entry(name).or_default() += count;
+        }
     }
+}
+
+/// Instances that are ready and ask for the same resources, by rank.
+struct Class {
+    resources: Arc<Resources>,
+    ready: BTreeSet<(usize, NodeIndex)>,
 }
 
 /// The phases of all instances.
@@ -83,19 +133,30 @@ pub(crate) struct Schedule<'a> {
     phases: Vec<Phase>,
     /// Inputs that are not done yet, by node index.
     missing: Vec<usize>,
-    /// Place in the topological order, by node index: who comes first among the ready.
+    /// Who comes first among the ready, by node index.
     rank: Vec<usize>,
-    ready: BTreeSet<(usize, NodeIndex)>,
+    classes: Vec<Class>,
+    class_of: Vec<usize>,
+    open: usize,
 }
 
 impl<'a> Schedule<'a> {
     /// All selected instances wait; those without inputs are ready.
     pub(crate) fn new(graph: &'a Graph, selected: &BTreeSet<NodeIndex>) -> Self {
         let count = graph.dag.node_count();
-        let mut rank = vec![0; count];
-        graph.order.iter().enumerate().for_each(|(place, node)| rank[node.index()] = place);
-        let mut schedule =
-            Self { graph, phases: vec![Phase::Out; count], missing: vec![0; count], rank, ready: BTreeSet::new() };
+        let mut classes: Vec<Class> = Vec::new();
+        let mut class_of = vec![0; count];
+        for node in graph.dag.node_indices() {
+            let resources = &graph.dag[node].resources;
+            let known = classes.iter().position(|class| Arc::ptr_eq(&class.resources, resources));
+            class_of[node.index()] = known.unwrap_or_else(|| {
+                classes.push(Class { resources: resources.clone(), ready: BTreeSet::new() });
+                classes.len() - 1
+            });
+        }
+        let rank = ranks(graph);
+        let phases = vec![Phase::Out; count];
+        let mut schedule = Self { graph, phases, missing: vec![0; count], rank, classes, class_of, open: 0 };
         for node in selected {
             schedule.missing[node.index()] = graph.reads(*node).len();
             schedule.set(*node, Phase::Waiting);
@@ -110,19 +171,25 @@ impl<'a> Schedule<'a> {
         self.phases[node.index()]
     }
 
-    /// The ready instances, the one to look at first in front.
-    pub(crate) fn ready(&self) -> Vec<NodeIndex> {
-        self.ready.iter().map(|(_, node)| *node).collect()
+    /// The ready instance to look at first, among those whose resources are free and that `may` be looked at.
+    pub(crate) fn next(&self, pool: &Pool, may: &impl Fn(NodeIndex) -> bool) -> Option<NodeIndex> {
+        let free = self.classes.iter().filter(|class| !class.ready.is_empty() && pool.has(&class.resources));
+        free.filter_map(|class| class.ready.iter().find(|(_, node)| may(*node))).min().map(|(_, node)| *node)
     }
 
     /// The only place where a phase changes; what follows from the change follows here. Returns the instances that a
     /// failure blocked.
     pub(crate) fn set(&mut self, node: NodeIndex, phase: Phase) -> Vec<NodeIndex> {
-        self.ready.remove(&(self.rank[node.index()], node));
-        self.phases[node.index()] = phase;
+        let entry = (self.rank[node.index()], node);
+        let class = self.class_of[node.index()];
+        let before = std::mem::replace(&mut self.phases[node.index()], phase);
+        if before == Phase::Ready {
+            self.classes[class].ready.remove(&entry);
+        }
+        self.open = self.open + usize::from(phase.is_open()) - usize::from(before.is_open());
         match phase {
             Phase::Ready => {
-                self.ready.insert((self.rank[node.index()], node));
+                self.classes[class].ready.insert(entry);
             }
             Phase::Done => {
                 for reader in self.readers(node) {
@@ -167,12 +234,30 @@ impl<'a> Schedule<'a> {
 
     /// The selected instances that read from `node`, once for each input that they read it by.
     fn readers(&self, node: NodeIndex) -> Vec<NodeIndex> {
-        let readers = self.graph.dag.edges_directed(node, petgraph::Direction::Outgoing);
-        readers.map(|e| petgraph::visit::EdgeRef::target(&e)).filter(|n| self.phase(*n) != Phase::Out).collect()
+        self.graph.readers(node).filter(|n| self.phase(*n) != Phase::Out).collect()
     }
 
-    /// Whether nothing can happen any more unless something running ends.
+    /// Whether nothing can happen any more.
     pub(crate) fn is_over(&self) -> bool {
-        self.phases.iter().all(|p| !matches!(p, Phase::Ready | Phase::Running | Phase::Waiting))
+        self.open == 0
     }
+}
+
+/// Places by repetition, then in topological order. What is needed by an early repetition belongs to it.
+fn ranks(graph: &Graph) -> Vec<usize> {
+    let mut round: Vec<usize> = graph.dag.node_weights().map(|instance| instance.round).collect();
+    // What gathers several repetitions belongs to the last of them, what they share to the first.
+    for node in graph.order.iter().filter(|node| graph.dag[**node].round == 0) {
+        round[node.index()] = graph.reads(*node).map(|(_, needed)| round[needed.index()]).max().unwrap_or(0);
+    }
+    for node in graph.order.iter().rev() {
+        let first = graph.readers(*node).map(|reader| round[reader.index()]).min();
+        round[node.index()] = first.map_or(round[node.index()], |first| first.min(round[node.index()]));
+    }
+    let mut in_order: Vec<(usize, usize, NodeIndex)> =
+        graph.order.iter().enumerate().map(|(place, node)| (round[node.index()], place, *node)).collect();
+    in_order.sort();
+    let mut ranks = vec![0; in_order.len()];
+    in_order.iter().enumerate().for_each(|(rank, (_, _, node))| ranks[node.index()] = rank);
+    ranks
 }

@@ -2,54 +2,121 @@
 //!
 //! Files are found, paired and hashed when the plan is made; workers read what was hashed and look for nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use siteline_cache::Store;
 
 use crate::diagnostic::Diagnostic;
+use crate::graph::Instance;
 use crate::manifest::{Loaded, interpolate};
-use crate::protocol::{RunSource, SourceFile};
+use crate::protocol::{RunSource, SourceFile, SourceFrom, StageKind};
+
+mod imports;
+
+/// Which source: where it is from, and what the manifest calls it.
+type SourceId = (&'static str, String, String);
 
 /// Resolves sources of a manifest and remembers them.
 pub struct Sources<'a> {
     loaded: &'a Loaded,
     store: &'a Store,
-    found: BTreeMap<(String, String), Result<RunSource, Diagnostic>>,
+    found: HashMap<SourceId, Result<Arc<RunSource>, Diagnostic>>,
 }
 
 impl<'a> Sources<'a> {
     /// For one manifest, hashing with the store's stat cache.
     pub fn new(loaded: &'a Loaded, store: &'a Store) -> Self {
-        Self { loaded, store, found: BTreeMap::new() }
+        Self { loaded, store, found: HashMap::new() }
     }
 
-    /// The raw files of a site: images, their masks, its table.
+    /// Finds and hashes everything that an instance reads from outside the store.
     ///
     /// # Errors
     /// A pattern that matches nothing, an image without a mask, a file that cannot be read.
-    pub fn site(&mut self, name: &str) -> Result<RunSource, Diagnostic> {
-        let key = ("site".to_owned(), name.to_owned());
-        if !self.found.contains_key(&key) {
-            let found = self.find_site(name);
-            self.found.insert(key.clone(), found);
+    pub fn find(&mut self, kind: &StageKind, instance: &Instance) -> Result<(), Diagnostic> {
+        for spec in &kind.sources {
+            let Some(id) = id_of(&spec.from, instance) else { continue };
+            let found = match self.found.get(&id) {
+                Some(found) => found,
+                None => {
+                    let found = match &spec.from {
+                        SourceFrom::Site => self.find_site(&id.2),
+                        SourceFrom::Backbone => self.find_backbone(&id.2),
+                        SourceFrom::Param(param) => self.find_param(&instance.stage, param, &id.2),
+                        SourceFrom::Stage(which) => self.find_listed(&instance.stage, which),
+                    };
+                    self.found.entry(id).or_insert(found.map(Arc::new))
+                }
+            };
+            if let Err(diagnostic) = found {
+                return Err(diagnostic.clone());
+            }
         }
-        self.found[&key].clone()
+        Ok(())
     }
 
-    /// The weights of a backbone.
-    ///
-    /// # Errors
-    /// A file that cannot be read.
-    pub fn backbone(&mut self, name: &str) -> Result<RunSource, Diagnostic> {
-        let key = ("backbone".to_owned(), name.to_owned());
-        if !self.found.contains_key(&key) {
-            let found = self.find_backbone(name);
-            self.found.insert(key.clone(), found);
+    /// What an instance reads from outside the store, by the names of its kind's sources; [`Self::find`] has found it.
+    pub fn of<'s>(
+        &'s self,
+        kind: &'s StageKind,
+        instance: &'s Instance,
+    ) -> impl Iterator<Item = (&'s str, &'s Arc<RunSource>)> {
+        kind.sources.iter().filter_map(move |spec| {
+            let found = self.found.get(&id_of(&spec.from, instance)?)?;
+            found.as_ref().ok().map(|source| (spec.name.as_str(), source))
+        })
+    }
+
+    /// The parameters of an instance as they enter its key: what names a file is left to the file's content, and how a source
+    /// is read is a parameter like others.
+    pub fn into_params(&self, kind: &StageKind, instance: &Instance) -> Map<String, Value> {
+        let mut params = instance.params.as_ref().clone();
+        for spec in &kind.sources {
+            if let SourceFrom::Param(param) = &spec.from {
+                params.remove(param);
+            }
         }
-        self.found[&key].clone()
+        for (name, source) in self.of(kind, instance).filter(|(_, source)| !source.settings.is_null()) {
+            params.insert(format!("{name} source"), json!({"name": source.name, "settings": source.settings}));
+        }
+        params
+    }
+
+    /// The files that a command's stage lists.
+    fn find_listed(&self, stage: &str, which: &str) -> Result<RunSource, Diagnostic> {
+        let written = &self.loaded.manifest.stages[stage];
+        let (patterns, role) = if which == "code" { (&written.code, "code") } else { (&written.files, "file") };
+        let mut paths: BTreeMap<PathBuf, String> = BTreeMap::new();
+        for (index, text) in patterns.iter().enumerate() {
+            let index = index.to_string();
+            let place = ["stages", stage, which, &index];
+            let pattern = self.pattern(text, &place)?;
+            let found = matches(&pattern).map_err(|message| self.error(&place, message, None))?;
+            if found.is_empty() {
+                let message = format!("no file matches `{text}`");
+                return Err(self.error(&place, message, Some(empty_hint(&pattern))));
+            }
+            paths.extend(found.into_iter().map(|path| (path, index.clone())));
+        }
+        if which == "code" {
+            let imported = imports::of(&self.loaded.root, paths.keys());
+            paths.extend(imported.into_iter().map(|path| (path, "0".to_owned())));
+        }
+        let mut files = Vec::with_capacity(paths.len());
+        for (path, index) in &paths {
+            let place = ["stages", stage, which, index];
+            let Ok(label) = path.strip_prefix(&self.loaded.root) else {
+                let message = format!("{} lies outside the project", path.display());
+                return Err(self.error(&place, message, Some("name a folder above it as the project's `root`".into())));
+            };
+            files.push(self.file(path, role, &label.to_string_lossy(), &place)?);
+        }
+        self.store.keep_stamps().map_err(|e| self.error(&["stages", stage], e.to_string(), None))?;
+        Ok(RunSource { name: which.to_owned(), settings: Value::Null, files })
     }
 
     fn find_backbone(&self, name: &str) -> Result<RunSource, Diagnostic> {
@@ -65,20 +132,10 @@ impl<'a> Sources<'a> {
     }
 
     /// The file that a parameter of a stage names.
-    ///
-    /// # Errors
-    /// A file that cannot be read.
-    pub fn param(&mut self, stage: &str, param: &str, value: &str) -> Result<RunSource, Diagnostic> {
-        let key = (format!("param {stage} {param}"), value.to_owned());
-        if !self.found.contains_key(&key) {
-            let place = ["stages", stage, "with", param];
-            let found = self.path(value, &place).and_then(|path| {
-                let file = self.file(&path, "file", param, &place)?;
-                Ok(RunSource { name: param.to_owned(), settings: Value::Null, files: vec![file] })
-            });
-            self.found.insert(key.clone(), found);
-        }
-        self.found[&key].clone()
+    fn find_param(&self, stage: &str, param: &str, value: &str) -> Result<RunSource, Diagnostic> {
+        let place = ["stages", stage, "with", param];
+        let file = self.file(&self.path(value, &place)?, "file", param, &place)?;
+        Ok(RunSource { name: param.to_owned(), settings: Value::Null, files: vec![file] })
     }
 
     fn error(&self, place: &[&str], message: String, hint: Option<String>) -> Diagnostic {
@@ -232,6 +289,19 @@ impl<'a> Sources<'a> {
         }
         Ok(RunSource { name: name.to_owned(), settings, files })
     }
+}
+
+/// Which source an instance means, if it means one.
+fn id_of(from: &SourceFrom, instance: &Instance) -> Option<SourceId> {
+    Some(match from {
+        SourceFrom::Site => ("site", String::new(), instance.point.get("site")?.clone()),
+        SourceFrom::Backbone => ("backbone", String::new(), instance.point.get("backbone")?.clone()),
+        SourceFrom::Param(param) => {
+            let value = instance.params.get(param)?.as_str()?.to_owned();
+            ("param", format!("{} {param}", instance.stage), value)
+        }
+        SourceFrom::Stage(which) => ("stage", instance.stage.to_string(), which.clone()),
+    })
 }
 
 fn stem_of(path: &Path) -> String {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use siteline_cache::{Digest, Record, Store};
 
@@ -72,10 +72,7 @@ impl fmt::Display for Reason {
 /// The reason why an instance without a usable record must run.
 pub fn reason(store: &Store, manifest: &str, instance: &str, parts: &KeyParts, key: &Digest) -> Reason {
     if let Some(record) = store.record(key) {
-        let lost = |o: &&siteline_cache::Output| {
-            !std::fs::metadata(store.object_path(&o.digest)).is_ok_and(|m| m.len() == o.size)
-        };
-        if let Some(output) = record.outputs.iter().find(lost) {
+        if let Some(output) = record.outputs.iter().find(|output| !store.is_there(output)) {
             return Reason::Damaged { output: output.path.clone() };
         }
     }
@@ -91,7 +88,7 @@ pub fn reason(store: &Store, manifest: &str, instance: &str, parts: &KeyParts, k
 
 /// The differences between the parts of a record and `now`.
 pub fn changes(record: &Record, now: &KeyParts) -> Vec<Change> {
-    let Ok(before) = serde_json::from_value::<KeyParts>(record.parts.clone()) else { return Vec::new() };
+    let Ok(before) = KeyParts::deserialize(&record.parts) else { return Vec::new() };
     let (before, after) = (described(&before), described(now));
     let mut names: Vec<&String> = before.keys().chain(after.keys()).collect();
     names.sort();
@@ -111,10 +108,10 @@ fn described(parts: &KeyParts) -> BTreeMap<String, String> {
         (["file", input, role, label, point @ ..], Part::Content(digest)) => {
             let at: Vec<_> = point.chunks(2).map(|pair| pair.join("=")).collect();
             let at = if at.is_empty() { String::new() } else { format!("[{}]", at.join(",")) };
-            let what = if *role == "output" {
-                format!("input {input}{at} {label}")
-            } else {
-                format!("{role} {label} of {input}")
+            let what = match *role {
+                "output" => format!("input {input}{at} {label}"),
+                "code" => format!("code {label}"),
+                role => format!("{role} {label} of {input}"),
             };
             all.insert(what, digest.short());
         }

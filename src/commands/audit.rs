@@ -32,9 +32,9 @@ struct Side {
 impl Audit {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
-        let mut planner = project.planner(&[])?;
+        let mut planner = project.planner()?;
         let plan = planner.plan()?;
-        let sites = leakage::sites(planner.kinds, &planner.graph);
+        let sites = leakage::sites(planner.loaded, &planner.graph);
         let mut identities: HashMap<NodeIndex, Identities> = HashMap::new();
         let mut sources: BTreeSet<NodeIndex> = BTreeSet::new();
         for node in planner.graph.dag.node_indices() {
@@ -62,7 +62,7 @@ impl Audit {
             side
         };
         let (mut clean, mut marked, mut refused, mut open) = (0, 0, 0, 0);
-        for Sides { scorer, trained, scored } in leakage::sides(planner.kinds, &planner.graph) {
+        for Sides { scorer, trained, scored } in leakage::sides(planner.loaded, &planner.graph) {
             let instance = &planner.graph.dag[scorer];
             let (model, test) = (side(&trained), side(&scored));
             let common_sites: Vec<_> = model.sites.intersection(&test.sites).cloned().collect();

@@ -29,7 +29,7 @@ pub struct Gc {
 impl Gc {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
-        let mut planner = project.planner(&[])?;
+        let mut planner = project.planner()?;
         let plan = planner.plan()?;
         let current = plan.states.iter().filter_map(|state| match state {
             State::Cached(record) => Some(record.key),
@@ -52,10 +52,13 @@ impl Gc {
             count(plan.files.len(), "file")
         );
         if self.yes {
-            store.apply_gc(&plan)?;
-            println!("Removed {what}; {} kept.", count(plan.kept, "execution"));
+            store.apply_gc(&plan, &format!("gc-{now}"))?;
+            println!("Removed {what}; {} kept.", count(plan.kept.len(), "execution"));
         } else {
-            println!("{what} would go, {} stay. `siteline gc --yes` removes them.", count(plan.kept, "execution"));
+            println!(
+                "{what} would go, {} stay. `siteline gc --yes` removes them.",
+                count(plan.kept.len(), "execution")
+            );
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use siteline_cache::Access;
 
 use super::Outcome;
-use crate::args::Common;
+use crate::args::{Chosen, Common};
 use crate::project::Project;
 
 /// Print the stages, or all instances, as a graph for Graphviz or Mermaid.
@@ -21,9 +21,8 @@ pub struct Graph {
     /// Every instance instead of every stage
     #[arg(long)]
     instances: bool,
-    /// Only instances that fit, and what they need
-    #[arg(long, value_name = "PATTERN")]
-    only: Vec<String>,
+    #[command(flatten)]
+    chosen: Chosen,
 }
 
 /// A graph language.
@@ -38,10 +37,10 @@ enum Format {
 impl Graph {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
-        let planner = project.planner(&self.only)?;
+        let planner = project.planner_of(&self.chosen)?;
         let name = |node: siteline_pipeline::NodeIndex| {
             let instance = &planner.graph.dag[node];
-            if self.instances { instance.name.clone() } else { instance.stage.clone() }
+            if self.instances { instance.name.clone() } else { instance.stage.to_string() }
         };
         let mut nodes: Vec<String> = Vec::new();
         let mut edges: Vec<(String, String, String)> = Vec::new();

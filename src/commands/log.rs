@@ -26,7 +26,7 @@ pub struct Log {
 impl Log {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
-        let planner = project.planner(&[])?;
+        let planner = project.planner()?;
         let node = find_instance(&planner, &self.instance)?;
         let name = &planner.graph.dag[node].name;
         let manifest = &project.loaded.manifest.name;

@@ -8,7 +8,7 @@ use siteline_cache::Access;
 use siteline_pipeline::plan::{Plan as Planned, Planner, State};
 
 use super::{Outcome, count};
-use crate::args::Common;
+use crate::args::{Chosen, Common};
 use crate::project::Project;
 
 /// Show what would run and why, without running anything.
@@ -20,9 +20,8 @@ use crate::project::Project;
     after_help = "Examples:\n  siteline plan\n  siteline plan -v --only 'train[method=mcdrl]'\n  siteline plan --set stages.train.with.epochs=2 --json"
 )]
 pub struct Plan {
-    /// Only instances that fit, and what they need: `train[seed=0]`; may be repeated
-    #[arg(long, value_name = "PATTERN")]
-    only: Vec<String>,
+    #[command(flatten)]
+    chosen: Chosen,
     /// Show each instance, with the reason why it runs
     #[arg(short, long)]
     verbose: bool,
@@ -34,7 +33,7 @@ pub struct Plan {
 impl Plan {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
-        let mut planner = project.planner(&self.only)?;
+        let mut planner = project.planner_of(&self.chosen)?;
         let plan = planner.plan()?;
         planner.refuse_contaminated(&plan)?;
         if self.json {
@@ -78,7 +77,7 @@ pub fn by_stage(planner: &Planner, plan: &Planned) -> String {
     let mut text = format!("{:24} {:>8} {:>8} {:>8} {:>8}\n", "stage", "all", "cached", "run", "wait");
     for stage in planner.loaded.manifest.stages.keys() {
         let (mut cached, mut stale, mut waiting) = (0, 0, 0);
-        for node in planner.graph.dag.node_indices().filter(|n| planner.graph.dag[*n].stage == *stage) {
+        for node in planner.graph.dag.node_indices().filter(|n| *planner.graph.dag[*n].stage == **stage) {
             match plan.state(node) {
                 State::Cached(_) => cached += 1,
                 State::Stale { .. } => stale += 1,
@@ -109,7 +108,7 @@ fn as_json(planner: &Planner, plan: &Planned) -> String {
                 State::NotSelected => ("not-selected", json!({})),
             };
             let mut entry =
-                json!({"instance": instance.name, "stage": instance.stage, "point": instance.point, "state": state});
+                json!({"instance": instance.name, "stage": instance.stage.as_ref(), "point": instance.point, "state": state});
             if let (Some(entry), Some(detail)) = (entry.as_object_mut(), detail.as_object()) {
                 entry.extend(detail.clone());
             }

@@ -9,9 +9,10 @@ use clap::Args;
 use siteline_cache::Access;
 use siteline_pipeline::event::Summary;
 use siteline_pipeline::run::{self, Settings};
+use siteline_pipeline::sandbox::Sandbox;
 
 use super::{Outcome, count};
-use crate::args::Common;
+use crate::args::{Chosen, Common};
 use crate::diagnostic::CommandError;
 use crate::project::Project;
 use crate::report::{self, Written};
@@ -26,9 +27,8 @@ use crate::reporter::Reporter;
     after_help = "Examples:\n  siteline run\n  siteline run -j 8 --gpus 0,1\n  siteline run --only 'evaluate[held_out=C]' --set stages.train.with.epochs=2"
 )]
 pub struct Run {
-    /// Only instances that fit, and what they need: `train[seed=0]`; may be repeated
-    #[arg(long, value_name = "PATTERN")]
-    only: Vec<String>,
+    #[command(flatten)]
+    chosen: Chosen,
     /// CPU slots [default: the number of cores]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
@@ -41,9 +41,12 @@ pub struct Run {
     /// Stop at the first failure
     #[arg(long)]
     fail_fast: bool,
-    /// Execute every selected instance again, cached or not; differing bytes are reported
+    /// Memory that stages may set aside in all: `16 GB` [default: what the machine has]
+    #[arg(long, value_name = "SIZE", value_parser = siteline_pipeline::protocol::bytes)]
+    memory: Option<u64>,
+    /// Shut commands in: they read what they declare and write in their working directory alone (bubblewrap)
     #[arg(long)]
-    force: bool,
+    sandbox: bool,
     /// Plain lines instead of progress bars
     #[arg(long)]
     plain: bool,
@@ -60,14 +63,15 @@ macro_rules! tell {
 impl Run {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Write)?;
-        let mut planner = project.planner(&self.only)?;
+        let mut planner = project.planner_of(&self.chosen)?;
         let plan = planner.plan()?;
         planner.refuse_contaminated(&plan)?;
         let settings = Settings {
             jobs: self.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from),
             gpus: gpus(self.gpus.as_deref()),
             fail_fast: self.fail_fast,
-            force: self.force,
+            memory: self.memory.unwrap_or_else(memory),
+            sandbox: if self.sandbox { Some(sandbox(&project)?) } else { None },
             command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
         };
         let stop = Arc::new(AtomicBool::new(false));
@@ -80,10 +84,11 @@ impl Run {
         })
         .map_err(|e| CommandError::refused(format!("Ctrl-C cannot be caught: {e}"), None))?;
         let mut reporter = Reporter::new(self.plain, self.quiet);
-        let program = project.pack.program.clone();
-        let summary = run::run(&mut planner, &plan, &program, &settings, &stop, &mut |event| reporter.take(&event))?;
+        let store = project.store.clone();
+        let (summary, plan) =
+            run::run(&mut planner, plan, &store, &settings, &stop, &mut |event| reporter.take(&event))?;
         reporter.finish();
-        let written = report::write(&project, &mut planner);
+        let written = report::write(&project, &planner, &plan);
         if !self.quiet {
             let table = written.as_ref().ok().and_then(|written| written.table.as_ref());
             if let (Some(table), true) = (table, summary.is_complete()) {
@@ -123,6 +128,22 @@ fn conclude(summary: &Summary) {
         let first = &summary.failed[0].0;
         tell!("{} failed; `siteline log '{first}'` shows the first's log.", count(summary.failed.len(), "instance"));
     }
+}
+
+/// The sandbox of the project's commands, or why there is none.
+fn sandbox(project: &Project) -> Result<Sandbox, CommandError> {
+    Sandbox::new(&project.loaded.root, project.store.root().join("objects")).map_err(|message| {
+        let hint = "on Debian: apt-get install bubblewrap; in a container it needs user namespaces".to_owned();
+        CommandError::refused(message, hint)
+    })
+}
+
+/// The machine's memory in bytes.
+fn memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.map_or(u64::MAX, |kib| kib * 1024)
 }
 
 /// GPUs that may be used, as CUDA names them.

@@ -17,7 +17,7 @@ pub struct Status {}
 impl Status {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
-        let mut planner = project.planner(&[])?;
+        let mut planner = project.planner()?;
         let plan = planner.plan()?;
         print!("{}", plan::by_stage(&planner, &plan));
         let name = &project.loaded.manifest.name;
@@ -25,13 +25,8 @@ impl Status {
         match runs.first() {
             None => println!("\n`{name}` was never run."),
             Some(last) => {
-                println!(
-                    "\nLast of {}: {} ({})",
-                    count(runs.len(), "run"),
-                    last.id,
-                    if last.finished_ms.is_some() { last.status.as_str() } else { "running, or killed" }
-                );
-                let outcomes = project.store.outcomes(&last.id)?;
+                println!("\nLast of {}: {} ({})", count(runs.len(), "run"), last.id, last.state());
+                let outcomes = project.store.outcomes(&last.id);
                 let failed: Vec<_> = outcomes.iter().filter(|o| o.outcome == "failed").collect();
                 for outcome in failed.iter().take(10) {
                     println!("  failed  {}", outcome.instance);

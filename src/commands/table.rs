@@ -37,7 +37,7 @@ enum Format {
 impl Table {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
-        let mut planner = project.planner(&[])?;
+        let mut planner = project.planner()?;
         let plan = planner.plan()?;
         let tables = find_tables(&planner, &plan)?;
         let found = tables.iter().find(|table| self.stage.as_ref().is_none_or(|stage| *stage == table.stage));

@@ -41,7 +41,7 @@ pub struct Trace {
 impl Trace {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
-        let mut planner = project.planner(&[])?;
+        let mut planner = project.planner()?;
         let plan = planner.plan()?;
         let stage = self.cell.split('[').next().unwrap_or_default();
         if planner.loaded.manifest.stages.contains_key(stage) {
@@ -54,8 +54,8 @@ impl Trace {
         };
         let cell = find(&table.cells, &self.cell, self.metric.as_deref())?;
         let mut lineages: Vec<Lineage> = Vec::new();
-        for (_, record) in table.scores(&planner, &plan, cell) {
-            lineages.push(Lineage::of(&project.store, record));
+        for (_, hit) in table.scores(&planner, &plan, cell) {
+            lineages.extend(project.store.record(&hit.key).map(|record| Lineage::of(&project.store, &record)));
         }
         if self.json {
             let all = json!({"cell": cell, "table": {"instance": table.record.instance, "key": table.record.key}, "scores": lineages});
@@ -79,14 +79,18 @@ impl Trace {
     /// The lineage of one instance instead of a number's.
     fn instance(&self, project: &Project, planner: &Planner, plan: &Plan) -> Outcome {
         let node = find_instance(planner, &self.cell)?;
-        let State::Cached(record) = plan.state(node) else {
+        let record = match plan.state(node) {
+            State::Cached(hit) => project.store.record(&hit.key),
+            _ => None,
+        };
+        let Some(record) = record else {
             let name = &planner.graph.dag[node].name;
             return Err(CommandError::refused(
                 format!("`{name}` is not up to date"),
                 "`siteline run` makes it".to_owned(),
             ));
         };
-        let lineage = Lineage::of(&project.store, record);
+        let lineage = Lineage::of(&project.store, &record);
         if self.json {
             println!("{}", serde_json::to_string_pretty(&lineage).expect("a lineage is JSON"));
         } else {

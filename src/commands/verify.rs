@@ -36,7 +36,10 @@ impl Verify {
             }
         }
         println!("{} hold ({:.1} MB).", count(verified.whole, "object"), verified.bytes as f64 / 1e6);
-        if verified.damage.is_empty() {
+        if verified.damaged_records > 0 {
+            println!("{} damaged; what they told of runs again.", count(verified.damaged_records, "record"));
+        }
+        if verified.damage.is_empty() && verified.damaged_records == 0 {
             return Ok(ExitCode::SUCCESS);
         }
         println!("{} damaged; `siteline run` makes anew what is needed.", count(verified.damage.len(), "object"));

@@ -1,11 +1,12 @@
 //! `siteline why`
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::Args;
-use siteline_cache::{Access, Record};
+use serde::Deserialize;
+use siteline_cache::{Access, Hit};
 use siteline_pipeline::NodeIndex;
+use siteline_pipeline::key::KeyParts;
 use siteline_pipeline::plan::{Planner, State};
 use siteline_pipeline::why::{self, Reason};
 
@@ -24,13 +25,13 @@ pub struct Why {
 impl Why {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
-        let mut planner = project.planner(&[])?;
+        let mut planner = project.planner()?;
         let plan = planner.plan()?;
         let node = find_instance(&planner, &self.instance)?;
         let name = planner.graph.dag[node].name.clone();
         match plan.state(node) {
-            State::Cached(record) => {
-                println!("{name} is up to date (key {}, made by run {}).", record.key.short(), record.run);
+            State::Cached(hit) => {
+                println!("{name} is up to date (key {}, made by run {}).", hit.key.short(), hit.run);
             }
             State::Stale { reason } => println!("{name} must run: {}", spelled(reason)),
             State::Waiting { on } => {
@@ -69,16 +70,20 @@ fn own_changes(planner: &mut Planner, node: NodeIndex) -> Vec<String> {
     let name = planner.graph.dag[node].name.clone();
     let Ok(executions) = planner.store.executions_of(&manifest, &name) else { return Vec::new() };
     let Some(last) = executions.iter().find_map(|e| planner.store.record(&e.key)) else { return Vec::new() };
-    let inputs: Vec<(String, Record)> =
-        last.inputs.iter().filter_map(|i| planner.store.record(&i.key).map(|r| (i.instance.clone(), r))).collect();
+    let inputs: Vec<(String, Hit)> = last
+        .inputs
+        .iter()
+        .filter_map(|i| planner.store.record(&i.key).map(|r| (i.instance.clone(), r.hit())))
+        .collect();
     let graph = planner.graph.clone();
-    let known = |needed: NodeIndex| {
-        inputs.iter().find(|(instance, _)| *instance == graph.dag[needed].name).map(|(_, r)| r.clone())
-    };
-    if graph.reads(node).iter().any(|(_, needed)| known(*needed).is_none()) {
+    let known =
+        |needed: NodeIndex| inputs.iter().find(|(instance, _)| *instance == graph.dag[needed].name).map(|(_, hit)| hit);
+    if graph.reads(node).any(|(_, needed)| known(needed).is_none()) {
         return Vec::new();
     }
-    let resolved = planner.resolve(node, &|needed| Arc::new(known(needed).expect("every input was looked up")));
-    let Ok(resolved) = resolved else { return Vec::new() };
-    why::changes(&last, &resolved.parts).iter().map(|change| format!("  {change}")).collect()
+    let Ok(resolved) = planner.resolve(node, &|needed| known(needed).expect("every input was looked up")) else {
+        return Vec::new();
+    };
+    let Ok(parts) = KeyParts::deserialize(&resolved.parts) else { return Vec::new() };
+    why::changes(&last, &parts).iter().map(|change| format!("  {change}")).collect()
 }

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
-use siteline_cache::{Record, Store};
-use siteline_pipeline::key::KeyParts;
+use siteline_cache::{Digest, Store};
+use siteline_pipeline::key::Recipe;
 
 /// Adds a record and everything that it was made from.
-pub fn collect(store: &Store, record: &Record, into: &mut BTreeMap<String, Value>) {
-    let key = record.key.short();
-    if into.contains_key(&key) {
+pub fn collect(store: &Store, key: &Digest, into: &mut BTreeMap<String, Value>) {
+    if into.contains_key(&key.short()) {
         return;
     }
-    let parts: Option<KeyParts> = serde_json::from_value(record.parts.clone()).ok();
+    let Some(record) = store.record(key) else { return };
+    let parts = Recipe::deserialize(&record.parts).ok();
     let short = |text: &String| text.get(..12).unwrap_or(text).to_owned();
     let code: BTreeMap<_, _> = parts.iter().flat_map(|p| &p.code).map(|(name, f)| (name.clone(), short(f))).collect();
     let sources: Vec<Value> = record.sources.iter().map(|s| json!([s.role, s.label, s.digest.to_string()])).collect();
@@ -31,10 +32,8 @@ pub fn collect(store: &Store, record: &Record, into: &mut BTreeMap<String, Value
         "sources": sources,
         "inputs": record.inputs.iter().map(|i| json!([i.name, i.key.short()])).collect::<Vec<_>>(),
     });
-    into.insert(key, entry);
+    into.insert(key.short(), entry);
     for input in &record.inputs {
-        if let Some(record) = store.record(&input.key) {
-            collect(store, &record, into);
-        }
+        collect(store, &input.key, into);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use minijinja::{Environment, context};
 use serde_json::{Value, json};
-use siteline_cache::{Record, Store};
+use siteline_cache::{Hit, Store};
 use siteline_pipeline::plan::{Plan, Planner, State};
 
 use super::results::ResultsTable;
@@ -19,7 +19,7 @@ pub fn render(planner: &Planner, plan: &Plan, tables: &[ResultsTable]) -> Result
     let mut numbers: Vec<Value> = Vec::new();
     let mut sections: Vec<Value> = Vec::new();
     for table in tables {
-        lineage::collect(store, &table.record, &mut executions);
+        lineage::collect(store, &table.record.key, &mut executions);
         let mut metrics = Vec::new();
         for metric in &table.cells.metrics {
             let rows: Vec<Value> = table
@@ -79,7 +79,7 @@ pub fn render(planner: &Planner, plan: &Plan, tables: &[ResultsTable]) -> Result
             .iter()
             .any(|n| n["scores"].as_array().is_some_and(|keys| keys.iter().any(|k| k == &record.key.short())))
         {
-            lineage::collect(store, record, &mut executions);
+            lineage::collect(store, &record.key, &mut executions);
         }
     }
     let data = json!({"numbers": numbers, "executions": executions}).to_string().replace("</", "<\\/");
@@ -101,7 +101,7 @@ pub fn render(planner: &Planner, plan: &Plan, tables: &[ResultsTable]) -> Result
 }
 
 /// The charts of a table artifact, as SVG texts.
-fn figures(store: &Store, record: &Record) -> Result<Vec<String>, CommandError> {
+fn figures(store: &Store, record: &Hit) -> Result<Vec<String>, CommandError> {
     let files = record.outputs.iter().filter(|o| o.path.starts_with("figures/") && o.path.ends_with(".svg"));
     files.map(|o| Ok(String::from_utf8_lossy(&store.read(&o.digest)?).into_owned())).collect()
 }
@@ -115,14 +115,14 @@ fn overlays(planner: &Planner, plan: &Plan) -> Result<Vec<Value>, CommandError> 
     for node in &planner.graph.order {
         let State::Cached(record) = plan.state(*node) else { continue };
         let instance = &planner.graph.dag[*node];
-        let first_seed = planner.loaded.axes().get("seed").and_then(|seeds| seeds.first().map(|s| s.label()));
+        let first_seed = planner.loaded.axes.get("seed").and_then(|seeds| seeds.values.first().map(|s| s.label()));
         if instance.point.get("seed").is_some_and(|seed| Some(seed) != first_seed.as_ref()) {
             continue;
         }
         for output in record.outputs.iter().filter(|o| o.path.starts_with("overlays/") && o.path.ends_with(".png")) {
             let file = output.path.trim_start_matches("overlays/").trim_end_matches(".png");
             let (site, id) = file.split_once('.').unwrap_or(("", file));
-            let several = |axis: &str| planner.loaded.axes().get(axis).is_some_and(|values| values.len() > 1);
+            let several = |axis: &str| planner.loaded.axes.get(axis).is_some_and(|axis| axis.values.len() > 1);
             let label: Vec<_> = instance
                 .point
                 .iter()

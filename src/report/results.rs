@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use siteline_cache::{Record, Store};
+use siteline_cache::{Hit, Store};
 use siteline_pipeline::NodeIndex;
 use siteline_pipeline::plan::{Plan, Planner, State};
 use siteline_pipeline::protocol::{Point, Purpose};
@@ -71,7 +71,7 @@ pub struct ResultsTable {
     /// Its instance.
     pub node: NodeIndex,
     /// Its record.
-    pub record: Arc<Record>,
+    pub record: Arc<Hit>,
     /// Its numbers.
     pub cells: Cells,
 }
@@ -86,9 +86,9 @@ impl ResultsTable {
     }
 
     /// The records of the scores behind a cell.
-    pub fn scores<'p>(&self, planner: &Planner, plan: &'p Plan, cell: &Cell) -> Vec<(NodeIndex, &'p Arc<Record>)> {
+    pub fn scores<'p>(&self, planner: &Planner, plan: &'p Plan, cell: &Cell) -> Vec<(NodeIndex, &'p Arc<Hit>)> {
         let reads = planner.graph.reads(self.node);
-        let behind = reads.into_iter().filter(|(_, node)| cell.points.contains(&planner.graph.dag[*node].point));
+        let behind = reads.filter(|(_, node)| cell.points.contains(&planner.graph.dag[*node].point));
         behind
             .filter_map(|(_, node)| match plan.state(node) {
                 State::Cached(record) => Some((node, record)),
@@ -108,7 +108,7 @@ pub fn find_tables(planner: &Planner, plan: &Plan) -> Result<Vec<ResultsTable>, 
         let bytes = planner.store.read(&output.digest)?;
         let cells = serde_json::from_slice(&bytes)
             .map_err(|e| CommandError::refused(format!("`{}` has unusable cells: {e}", record.instance), None))?;
-        let stage = planner.graph.dag[node].stage.clone();
+        let stage = planner.graph.dag[node].stage.to_string();
         tables.push(ResultsTable { stage, node, record: record.clone(), cells });
     }
     Ok(tables)

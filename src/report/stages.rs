@@ -55,7 +55,7 @@ pub fn drawing(planner: &Planner) -> String {
     }
     for (index, stage) in stages.iter().enumerate() {
         let (x, y) = spots[index];
-        let instances = planner.graph.dag.node_weights().filter(|i| i.stage == **stage).count();
+        let instances = planner.graph.dag.node_weights().filter(|i| *i.stage == ***stage).count();
         put(format!(
             r##"<rect x="{x}" y="{y}" width="{}" height="{}" rx="7" fill="#eef3f8" stroke="#9db2c7"/>"##,
             BOX.0, BOX.1

@@ -1,23 +1,26 @@
 //! What a schema cannot see: names that must exist, conditions, cycles, joins that cannot be made.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
 
 use super::load::as_node;
-use super::{AxisValue, Loaded, Stage};
+use super::{AxisValue, Loaded, Stage, command};
 use crate::diagnostic::{Diagnostic, suggest};
 use crate::pattern::Condition;
-use crate::protocol::{SourceFrom, StageKind};
+use crate::protocol::{self, SourceFrom, StageKind};
 use crate::tree::Span;
 
 /// What results tables call the mean over their columns.
 const RESERVED: &str = "average";
 
 /// Everything that is wrong with a manifest that fits its schema.
-pub(super) fn check(loaded: &Loaded, kinds: &[StageKind]) -> Vec<Diagnostic> {
-    let mut checker = Checker { loaded, axes: loaded.axes(), found: Vec::new() };
+pub(super) fn check(loaded: &Loaded) -> Vec<Diagnostic> {
+    let axes = loaded.axes.iter().map(|(name, axis)| (name.clone(), axis.values.clone())).collect();
+    let mut checker = Checker { loaded, axes, found: Vec::new() };
     checker.top();
+    checker.include();
     for (name, stage) in &loaded.manifest.stages {
-        checker.stage(name, stage, kinds);
+        checker.stage(name, stage);
     }
     if checker.found.is_empty() {
         checker.cycles();
@@ -126,15 +129,48 @@ impl Checker<'_> {
         }
     }
 
-    fn stage(&mut self, name: &str, stage: &Stage, kinds: &[StageKind]) {
-        let Some(kind) = kinds.iter().find(|kind| kind.name == stage.uses) else {
-            let hint = suggest(&stage.uses, "the stage kinds are", kinds.iter().map(|k| k.name.as_str()));
+    /// Points that `include` adds.
+    fn include(&mut self) {
+        for (index, entry) in self.loaded.manifest.include.iter().enumerate() {
+            for axis in entry.keys().filter(|axis| !self.axes.contains_key(*axis)).cloned().collect::<Vec<_>>() {
+                let span = self.loaded.tree.key_span(&["include", &index.to_string(), &axis]);
+                let hint = suggest(&axis, "the axes are", self.axes.keys().map(String::as_str));
+                self.add(span, format!("there is no axis `{axis}`"), Some(hint));
+            }
+            if entry.contains_key("site") {
+                let span = self.loaded.tree.key_span(&["include", &index.to_string(), "site"]);
+                self.add(span, "a site is added in `sites`, not in `include`".into(), None);
+            }
+        }
+    }
+
+    fn stage(&mut self, name: &str, stage: &Stage) {
+        let kinds = &self.loaded.kinds;
+        let wanted = match (&stage.uses, &stage.run) {
+            (Some(uses), None) => uses.clone(),
+            (None, Some(_)) => command::kind_name(name),
+            (uses, _) => {
+                let message = match uses {
+                    Some(_) => format!("the stage `{name}` has both `uses` and `run`"),
+                    None => format!("the stage `{name}` has neither `uses` nor `run`"),
+                };
+                let hint = "`uses` names a stage kind, `run` gives a command".to_owned();
+                return self.add(self.loaded.tree.key_span(&["stages", name]), message, Some(hint));
+            }
+        };
+        let Some(kind) = kinds.iter().find(|kind| kind.name == wanted) else {
+            let names = kinds.iter().filter(|k| !command::is_command(k)).map(|k| k.name.as_str());
+            let hint = suggest(&wanted, "the stage kinds are", names.collect::<Vec<_>>());
             return self.add(
                 self.span(&["stages", name, "uses"]),
-                format!("there is no stage kind `{}`", stage.uses),
+                format!("there is no stage kind `{wanted}`"),
                 Some(hint),
             );
         };
+        self.execution(name, stage);
+        if let Some(when) = &stage.when {
+            self.condition(when, &["stages", name, "when"], &stage.per);
+        }
         let axes = self.axes.clone();
         for (index, axis) in stage.per.iter().enumerate() {
             if !axes.contains_key(axis) {
@@ -163,6 +199,64 @@ impl Checker<'_> {
         }
     }
 
+    /// What says how instances run: a command's declarations, resources, timeout, retries.
+    fn execution(&mut self, name: &str, stage: &Stage) {
+        let key = |entry: &str| self.loaded.tree.key_span(&["stages", name, entry]);
+        if stage.run.is_some() {
+            if stage.outputs.is_empty() {
+                let hint =
+                    "name the files that the command writes: `outputs: [model.pt]`; one that ends in `/` is a folder";
+                self.add(key("run"), format!("the stage `{name}` declares no `outputs`"), Some(hint.into()));
+            }
+        } else {
+            let given = [
+                ("outputs", !stage.outputs.is_empty()),
+                ("code", !stage.code.is_empty()),
+                ("files", !stage.files.is_empty()),
+                ("env", !stage.env.is_empty()),
+            ];
+            for (entry, _) in given.into_iter().filter(|(_, given)| *given) {
+                let hint = "a stage kind knows its own";
+                self.add(key(entry), format!("`{entry}` is for stages that `run` a command"), Some(hint.into()));
+            }
+        }
+        for (index, path) in stage.outputs.iter().enumerate() {
+            let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+            if !plain || path.is_empty() || path.chars().any(char::is_control) || path.starts_with("inputs/") {
+                let span = self.span(&["stages", name, "outputs", &index.to_string()]);
+                let hint = "outputs are relative to the command's own working directory, and not in `inputs/`";
+                self.add(span, format!("{path:?} cannot be an output"), Some(hint.into()));
+            }
+        }
+        let times = [
+            (stage.timeout.as_ref(), vec!["stages", name, "timeout"]),
+            (stage.retry.as_ref().map(|retry| &retry.backoff), vec!["stages", name, "retry", "backoff"]),
+        ];
+        for (text, place) in times {
+            if let Some(Err(message)) = text.map(|text| super::duration(text)) {
+                self.add(self.span(&place), message, None);
+            }
+        }
+        let Some(resources) = &stage.resources else { return };
+        if let Some(Err(message)) = resources.memory.as_ref().map(|text| protocol::bytes(text)) {
+            self.add(self.span(&["stages", name, "resources", "memory"]), message, None);
+        }
+        for (token, wanted) in &resources.tokens {
+            let place = ["stages", name, "resources", "tokens", token];
+            match self.loaded.manifest.tokens.get(token) {
+                None => {
+                    let known = self.loaded.manifest.tokens.keys().map(String::as_str);
+                    let hint = suggest(token, "`tokens` has", known);
+                    self.add(self.loaded.tree.key_span(&place), format!("there is no token `{token}`"), Some(hint));
+                }
+                Some(all) if wanted > all => {
+                    self.add(self.span(&place), format!("there are only {all} of the token `{token}`"), None);
+                }
+                _ => {}
+            }
+        }
+    }
+
     fn needs(&mut self, name: &str, stage: &Stage, kind: &StageKind) {
         let manifest = &self.loaded.manifest;
         for (input, need) in &stage.needs {
@@ -185,6 +279,10 @@ impl Checker<'_> {
                 self.add(stage_span, format!("there is no stage `{}`", join.stage), Some(hint));
                 continue;
             };
+            if join.role.is_some() && stage.run.is_none() {
+                let span = value.get("role").map_or_else(|| value.span.clone(), |entry| entry.key_span.clone());
+                self.add(span, format!("stage kind `{}` says itself what `{input}` is", kind.name), None);
+            }
             let both: Vec<String> = stage.per.iter().chain(&needed.per).cloned().collect();
             if let Some(filter) = &join.filter {
                 self.condition(filter, &["stages", name, "needs", input, "where"], &both);

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{Loaded, Manifest, check, json_schema};
 use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::pack::{Home, Pack};
 use crate::protocol::StageKind;
 use crate::tree::{Entry, Node, NodeValue};
 
@@ -16,6 +17,12 @@ pub struct Override {
     pub path: Vec<String>,
     /// The new value, as YAML.
     pub value: String,
+}
+
+impl std::fmt::Display for Override {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}={}", self.path.join("."), self.value)
+    }
 }
 
 impl Override {
@@ -33,7 +40,7 @@ impl Override {
 ///
 /// # Errors
 /// All that is wrong, each with its place.
-pub fn load(path: &Path, overrides: &[Override], kinds: &[StageKind]) -> Result<Loaded, Diagnostics> {
+pub fn load(path: &Path, overrides: &[Override], built_in: &Pack) -> Result<Loaded, Diagnostics> {
     let plain = |message: String, hint: Option<String>| Diagnostics {
         list: vec![Diagnostic { file: path.to_owned(), span: None, message, hint }],
     };
@@ -62,9 +69,40 @@ pub fn load(path: &Path, overrides: &[Override], kinds: &[StageKind]) -> Result<
         .map_err(|e| plain(format!("the manifest cannot be understood: {e}"), None))?;
     let root = root_of(path, manifest.root.as_deref())
         .map_err(|message| Diagnostics { list: vec![at(tree.nearest(&["root"]).span.clone(), message, None)] })?;
-    let loaded = Loaded { path: path.to_owned(), text, tree, manifest, root };
-    let found = check::check(&loaded, kinds);
+    let one = |diagnostic| Diagnostics { list: vec![diagnostic] };
+    let axes = super::axes::of(path, &tree, &manifest, &root).map_err(one)?;
+    let (kinds, homes) = all_kinds(&manifest, built_in, &root).map_err(|(place, message)| {
+        one(at(tree.nearest(&["packs", &place.to_string()]).span.clone(), message, None))
+    })?;
+    let overrides = overrides.to_vec();
+    let loaded = Loaded { path: path.to_owned(), text, tree, manifest, root, overrides, kinds, homes, axes };
+    let found = check::check(&loaded);
     if found.is_empty() { Ok(loaded) } else { Err(sorted(found)) }
+}
+
+/// The kinds of all packs, and one for each stage that runs a command. An error comes with the place of its pack.
+fn all_kinds(
+    manifest: &Manifest,
+    built_in: &Pack,
+    root: &Path,
+) -> Result<(Vec<StageKind>, Vec<Home>), (usize, String)> {
+    let mut kinds = built_in.kinds.clone();
+    let mut homes = vec![Home::Pack(built_in.command.clone()); kinds.len()];
+    for (place, text) in manifest.packs.iter().enumerate() {
+        let pack = Pack::ask(text, root).map_err(|e| (place, e.to_string()))?;
+        for kind in pack.kinds {
+            if kinds.iter().any(|known| known.name == kind.name) {
+                return Err((place, format!("two packs have a stage kind `{}`", kind.name)));
+            }
+            kinds.push(kind);
+            homes.push(Home::Pack(pack.command.clone()));
+        }
+    }
+    for (name, stage) in manifest.stages.iter().filter(|(_, stage)| stage.run.is_some()) {
+        kinds.push(super::command::kind(name, stage));
+        homes.push(Home::Command);
+    }
+    Ok((kinds, homes))
 }
 
 fn sorted(mut list: Vec<Diagnostic>) -> Diagnostics {

@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 
 use petgraph::graph::NodeIndex;
-use siteline_cache::{Record, Store, StoreError};
+use siteline_cache::{Hit, Store, StoreError};
 
 use super::Driver;
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::event::Event;
 use crate::leakage::{self, Sides};
 use crate::plan::{Plan, Planner, Resolved, State};
 use crate::protocol::{Identities, Purpose};
@@ -21,7 +20,7 @@ impl Driver<'_, '_, '_> {
                 if self.checked.contains(&file.digest) {
                     continue;
                 }
-                if let Err(damage) = self.planner.store.check_object(&file.digest)? {
+                if let Err(damage) = self.store.check_object(&file.digest)? {
                     return Ok(Some(format!(
                         "its input {} of `{}` was damaged in the store ({}) and is set aside; run again to make it anew",
                         file.path, input.instance, damage.problem
@@ -34,28 +33,26 @@ impl Driver<'_, '_, '_> {
     }
 
     /// Refuses scores as soon as ingestion has shown a sample on both sides, before any training is spent on them.
-    pub(super) fn check_contamination(&mut self) {
+    pub(super) fn check_contamination(&mut self) -> Result<(), StoreError> {
         let open = |phase| matches!(phase, Phase::Waiting | Phase::Ready);
         let sides: Vec<Sides> = self.sides.iter().filter(|s| open(self.schedule.phase(s.scorer))).cloned().collect();
         let mut found_any = false;
         for sides in sides {
             if let Some(found) = leakage::contaminated(&self.planner.graph, &sides, &self.identities) {
                 found_any = true;
-                self.fail(sides.scorer, format!("leakage: {}", found.message), None);
+                self.fail(sides.scorer, format!("leakage: {}", found.message), None)?;
             }
         }
         if found_any {
             for node in self.schedule.block_useless() {
-                let (instance, by) = (self.name(node), "a leaking score that was its only reader".to_owned());
-                self.summary.blocked += 1;
-                self.note(instance.clone(), "blocked", None, None);
-                (self.tell)(Event::Blocked { instance, by });
+                self.blocked(node, "a leaking score that was its only reader")?;
             }
         }
+        Ok(())
     }
 
     /// Where nobody can say who is in an artifact, no score that it reaches is allowed.
-    pub(super) fn refuse_unproven(&mut self, node: NodeIndex, message: &str) {
+    pub(super) fn refuse_unproven(&mut self, node: NodeIndex, message: &str) -> Result<(), StoreError> {
         let open = |phase| matches!(phase, Phase::Waiting | Phase::Ready);
         let scorers: Vec<NodeIndex> = self
             .sides
@@ -64,8 +61,9 @@ impl Driver<'_, '_, '_> {
             .map(|s| s.scorer)
             .collect();
         for scorer in scorers {
-            self.fail(scorer, format!("who is in `{}` cannot be told: {message}; run again", self.name(node)), None);
+            self.fail(scorer, format!("who is in `{}` cannot be told: {message}; run again", self.name(node)), None)?;
         }
+        Ok(())
     }
 }
 
@@ -74,7 +72,7 @@ impl Planner<'_> {
     ///
     /// # Errors
     /// A list that is damaged, in words; it is set aside, so that the next run makes it anew.
-    pub fn identities(&self, node: NodeIndex, record: &Record) -> Result<Option<Identities>, String> {
+    pub fn identities(&self, node: NodeIndex, record: &Hit) -> Result<Option<Identities>, String> {
         let Some(output) = self.kind(node).outputs.iter().find(|o| o.purpose == Purpose::Identities) else {
             return Ok(None);
         };
@@ -103,13 +101,13 @@ impl Planner<'_> {
             }
         }
         let mut list: Vec<Diagnostic> = Vec::new();
-        for sides in leakage::sides(self.kinds, &self.graph) {
+        for sides in leakage::sides(self.loaded, &self.graph) {
             if matches!(plan.state(sides.scorer), State::NotSelected) {
                 continue;
             }
             let Some(found) = leakage::contaminated(&self.graph, &sides, &identities) else { continue };
             let stage = &self.graph.dag[sides.scorer].stage;
-            let span = Some(self.loaded.tree.key_span(&["stages", stage]));
+            let span = Some(self.loaded.tree.key_span(&["stages", stage.as_ref()]));
             if list.iter().all(|known| known.span != span) {
                 let hint =
                     "leave one of the two out, or write `in_domain: true` in the stage to report it as in-domain";

@@ -32,7 +32,7 @@ impl From<Spec> for StageKind {
             inputs: spec.inputs,
             sources: spec.sources,
             outputs: spec.outputs,
-            resources: Resources { cpu: 1, gpu: usize::from(WANTS_GPU.contains(&spec.name)) },
+            resources: Resources { gpu: usize::from(WANTS_GPU.contains(&spec.name)), ..Resources::default() },
             code: fingerprint::of(spec.name),
         }
     }

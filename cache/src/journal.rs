@@ -1,0 +1,431 @@
+//! Journals: the records of a store, appended in groups, one journal for each run that executed something.
+//!
+//! ```text
+//! records/RUN.records    frames, see `record`; only the run that made the file ever writes to it
+//! ```
+//!
+//! A journal is read by its headings; a body is read, and its digest checked, when its key is looked up. Bytes that are no
+//! frame (the torn end of a killed run, damage) are passed over up to the next heading.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::record::{DIFFERS, HEADING, Heading};
+use crate::{Digest, Hit, Record, Result, StoreError};
+
+/// What journals end in.
+const ENDING: &str = "records";
+/// The longest heading: the word, two digests, two numbers.
+const LONGEST_HEADING: usize = 256;
+
+/// Keys are digests already: any eight bytes of them will do.
+#[derive(Default)]
+pub(crate) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk::<8>() {
+            self.0 = u64::from_le_bytes(*first);
+        }
+    }
+
+    fn write_usize(&mut self, _length: usize) {}
+}
+
+/// Where a record lies.
+#[derive(Clone, Copy)]
+struct Entry {
+    heading: Heading,
+    segment: u32,
+    /// Of the body.
+    offset: u64,
+    /// The entry before this one under the same key.
+    earlier: Option<u32>,
+}
+
+/// One journal file.
+struct Segment {
+    name: String,
+    file: File,
+    /// Up to where it was read.
+    read_to: u64,
+    /// Whether its writer may still append to it.
+    live: bool,
+}
+
+/// Every record of a store, by key.
+#[derive(Default)]
+pub(crate) struct Journal {
+    folder: PathBuf,
+    entries: Vec<Entry>,
+    latest: HashMap<Digest, u32, BuildHasherDefault<KeyHasher>>,
+    segments: Vec<Segment>,
+    /// The folder's time at the last look, and the time of that look.
+    listed: Option<(i64, std::time::SystemTime)>,
+    /// What this process appends to.
+    own: Option<String>,
+}
+
+impl Journal {
+    /// Reads the headings of every journal in `folder`, which need not exist.
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
+        let mut journal = Self { folder: folder.to_owned(), ..Self::default() };
+        journal.refresh()?;
+        Ok(journal)
+    }
+
+    /// Takes in what other processes have appended since.
+    pub(crate) fn refresh(&mut self) -> Result<()> {
+        let Ok(meta) = fs::metadata(&self.folder) else { return Ok(()) };
+        let changed = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
+        let now = std::time::SystemTime::now();
+        // A folder's time moves in steps of the kernel's clock: shortly after a change it says nothing.
+        let settled = |look: std::time::SystemTime| {
+            let look = look.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
+            look - changed > 100_000_000
+        };
+        if !self.listed.is_some_and(|(known, look)| known == changed && settled(look)) {
+            self.list()?;
+            self.listed = Some((changed, now));
+        }
+        for index in 0..self.segments.len() {
+            if self.segments[index].live && self.own.as_ref() != Some(&self.segments[index].name) {
+                self.read_on(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds journals that are not known yet.
+    fn list(&mut self) -> Result<()> {
+        let mut names: Vec<String> = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(StoreError::io("read", &self.folder))? {
+            let entry = entry.map_err(StoreError::io("read", &self.folder))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if Path::new(&name).extension().is_some_and(|e| e == ENDING) {
+                names.push(name);
+            }
+        }
+        names.sort();
+        for name in names {
+            if self.segments.iter().any(|segment| segment.name == name) {
+                continue;
+            }
+            let path = self.folder.join(&name);
+            match File::open(&path) {
+                Ok(file) => self.segments.push(Segment { name, file, read_to: 0, live: true }),
+                // `gc` may have taken it away meanwhile.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(StoreError::io("read", &path)(e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a journal's headings from where the last reading ended.
+    fn read_on(&mut self, index: usize) -> Result<()> {
+        // Asked before reading: what a writer appends before it lets go is read below.
+        let sealed = flock(&self.segments[index].file, FlockOperation::NonBlockingLockShared).is_ok();
+        let path = self.folder.join(&self.segments[index].name);
+        let io = StoreError::io("read", &path);
+        let result = self.read_frames(index);
+        if sealed {
+            let _ = flock(&self.segments[index].file, FlockOperation::Unlock);
+            self.segments[index].live = false;
+        }
+        result.map_err(io)
+    }
+
+    fn read_frames(&mut self, index: usize) -> std::io::Result<()> {
+        let segment = &self.segments[index];
+        let length = segment.file.metadata()?.len();
+        if length <= segment.read_to {
+            return Ok(());
+        }
+        let mut reader = BufReader::with_capacity(1 << 20, At { file: &segment.file, offset: segment.read_to });
+        let mut place = segment.read_to;
+        let mut read_to = place;
+        let mut line = Vec::new();
+        let mut found = Vec::new();
+        loop {
+            line.clear();
+            let read = std::io::Read::take(&mut reader, LONGEST_HEADING as u64).read_until(b'\n', &mut line)?;
+            if read == 0 {
+                break;
+            }
+            place += read as u64;
+            let heading = line.strip_suffix(b"\n").and_then(|line| Heading::parse(start_of_heading(line)));
+            let Some((heading, used)) = heading else { continue };
+            if place + u64::from(heading.body) > length {
+                // The rest is not there (yet), or the length is damaged: what follows is looked through line by line.
+                continue;
+            }
+            if self_delimits(&mut reader, &segment.file, place, &heading)? {
+                if used {
+                    found.push((heading, place));
+                }
+                place += u64::from(heading.body);
+                read_to = place;
+            }
+        }
+        self.segments[index].read_to = read_to;
+        for (heading, offset) in found {
+            self.add(heading, index as u32, offset);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, heading: Heading, segment: u32, offset: u64) {
+        let place = self.entries.len() as u32;
+        let earlier = self.latest.insert(heading.key, place);
+        self.entries.push(Entry { heading, segment, offset, earlier });
+    }
+
+    /// Entries of a key, the latest first.
+    fn entries_of(&self, key: &Digest) -> impl Iterator<Item = &Entry> {
+        let mut next = self.latest.get(key).copied();
+        std::iter::from_fn(move || {
+            let entry = &self.entries[next? as usize];
+            next = entry.earlier;
+            Some(entry)
+        })
+    }
+
+    fn body(&self, entry: &Entry) -> Option<Vec<u8>> {
+        let mut body = vec![0; entry.heading.body as usize];
+        self.segments[entry.segment as usize].file.read_exact_at(&mut body, entry.offset).ok()?;
+        entry.heading.holds(&body).then_some(body)
+    }
+
+    /// The latest hit of a key that holds and that `whole` agrees to.
+    pub(crate) fn hit(&self, key: &Digest, whole: impl Fn(&Hit) -> bool) -> Option<Hit> {
+        self.entries_of(key).find_map(|entry| entry.heading.hit_in(&self.body(entry)?).filter(|hit| whole(hit)))
+    }
+
+    /// The latest record of a key that holds.
+    pub(crate) fn record(&self, key: &Digest) -> Option<Record> {
+        self.entries_of(key).find_map(|entry| entry.heading.record_in(&self.body(entry)?))
+    }
+
+    /// Every record that holds, the latest of each key, in the order of the keys.
+    pub(crate) fn records(&self) -> Vec<Record> {
+        let mut keys: Vec<&Digest> = self.latest.keys().collect();
+        keys.sort();
+        keys.into_iter().filter_map(|key| self.record(key)).collect()
+    }
+
+    /// Each journal's name and the length of what holds in it.
+    pub(crate) fn lengths(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.segments.iter().map(|segment| (segment.name.as_str(), segment.read_to))
+    }
+
+    /// The records of one journal, behind `from`, in their order.
+    pub(crate) fn records_behind(&self, name: &str, from: u64) -> Vec<Record> {
+        let of = |entry: &&Entry| self.segments[entry.segment as usize].name == name && entry.offset > from;
+        self.entries.iter().filter(of).filter_map(|e| e.heading.record_in(&self.body(e)?)).collect()
+    }
+
+    /// Whether a record holds, asked for its body. How many do not is what `verify` reports.
+    pub(crate) fn damaged(&self) -> usize {
+        self.entries.iter().filter(|entry| self.body(entry).is_none()).count()
+    }
+
+    /// Appends frames to this process's own journal, made at the first call, and syncs it.
+    pub(crate) fn append(&mut self, writer: &mut Option<Writer>, name: &str, frames: &[(&Record, bool)]) -> Result<()> {
+        let io = |path: &Path| StoreError::io("write", path);
+        if writer.is_none() {
+            let made = Writer::create(&self.folder, name)?;
+            self.own = Some(made.name.clone());
+            let path = self.folder.join(&made.name);
+            let file = File::open(&path).map_err(io(&path))?;
+            self.segments.push(Segment { name: made.name.clone(), file, read_to: 0, live: true });
+            *writer = Some(made);
+        }
+        let (Some(writer), Some(own)) = (writer.as_mut(), self.own.clone()) else { return Ok(()) };
+        let path = self.folder.join(&own);
+        let index = self.segments.iter().position(|s| s.name == own).expect("it was just added");
+        let mut bytes = Vec::new();
+        let mut found = Vec::new();
+        for (record, used) in frames {
+            let frame = record.to_frame(if *used { HEADING } else { DIFFERS });
+            let line = frame.iter().position(|b| *b == b'\n').expect("a frame has a heading");
+            let (heading, _) = Heading::parse(&frame[..line]).expect("it was just written");
+            if *used {
+                found.push((heading, writer.length + (bytes.len() + line + 1) as u64));
+            }
+            bytes.extend_from_slice(&frame);
+        }
+        let written = writer.file.write_all(&bytes).and_then(|()| writer.file.sync_data());
+        if let Err(e) = written {
+            // What was written of it is cut off, so that a later group does not stand behind a torn one.
+            let _ = writer.file.set_len(writer.length);
+            return Err(io(&path)(e));
+        }
+        writer.length += bytes.len() as u64;
+        self.segments[index].read_to = writer.length;
+        found.into_iter().for_each(|(heading, offset)| self.add(heading, index as u32, offset));
+        Ok(())
+    }
+}
+
+/// A heading may stand behind the torn end of a record: it begins where its word does.
+fn start_of_heading(line: &[u8]) -> &[u8] {
+    let word = |w: &str| line.windows(w.len()).rposition(|window| window == w.as_bytes());
+    let start = word(HEADING).or_else(|| word(DIFFERS)).unwrap_or(0);
+    &line[start..]
+}
+
+/// Whether the length in a heading can be believed: its body ends with a line end, or the next frame begins where it ends.
+/// Moves the reader behind the body if so.
+fn self_delimits(reader: &mut BufReader<At>, file: &File, place: u64, heading: &Heading) -> std::io::Result<bool> {
+    if heading.body == 0 {
+        return Ok(false);
+    }
+    let end = place + u64::from(heading.body);
+    let mut around = [0; 1 + DIFFERS.len()];
+    let read = file.read_at(&mut around, end - 1)?;
+    let next = &around[1..read.max(1)];
+    let believed = around[0] == b'\n' || next.starts_with(HEADING.as_bytes()) || next.starts_with(DIFFERS.as_bytes());
+    if believed {
+        reader.seek_relative(i64::from(heading.body))?;
+    }
+    Ok(believed)
+}
+
+/// A file read at an offset of its own, so that readers share one open file.
+struct At<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl std::io::Read for At<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}
+
+impl std::io::Seek for At<'_> {
+    fn seek(&mut self, to: std::io::SeekFrom) -> std::io::Result<u64> {
+        self.offset = match to {
+            std::io::SeekFrom::Start(offset) => offset,
+            std::io::SeekFrom::Current(by) => self.offset.saturating_add_signed(by),
+            std::io::SeekFrom::End(by) => self.file.metadata()?.len().saturating_add_signed(by),
+        };
+        Ok(self.offset)
+    }
+}
+
+/// A journal that is being written. The lock on it tells others that it may grow, and ends with this process.
+pub(crate) struct Writer {
+    name: String,
+    file: File,
+    length: u64,
+}
+
+impl Writer {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    fn create(folder: &Path, run: &str) -> Result<Self> {
+        for attempt in 0..1000 {
+            let name = if attempt == 0 { format!("{run}.{ENDING}") } else { format!("{run}-{attempt}.{ENDING}") };
+            let path = folder.join(&name);
+            match OpenOptions::new().append(true).create_new(true).open(&path) {
+                Ok(file) => {
+                    flock(&file, FlockOperation::NonBlockingLockExclusive)
+                        .map_err(|e| StoreError::io("lock", &path)(e.into()))?;
+                    crate::object::sync_dir(folder)?;
+                    return Ok(Self { name, file, length: 0 });
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(StoreError::io("write", &path)(e)),
+            }
+        }
+        Err(StoreError::io("write", folder)(std::io::ErrorKind::AlreadyExists.into()))
+    }
+}
+
+/// Writes `records` as one journal, whole or not at all, and removes the others. For `gc`, which has the store for itself.
+pub(crate) fn rewrite(folder: &Path, tmp: &Path, name: &str, records: &[&Record]) -> Result<()> {
+    let mut bytes = Vec::new();
+    records.iter().for_each(|record| bytes.extend_from_slice(&record.to_frame(HEADING)));
+    let target = folder.join(format!("{name}.{ENDING}"));
+    crate::object::write_whole(tmp, &target, &bytes)?;
+    for entry in fs::read_dir(folder).map_err(StoreError::io("read", folder))? {
+        let path = entry.map_err(StoreError::io("read", folder))?.path();
+        if path != target && path.extension().is_some_and(|e| e == ENDING) {
+            fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+        }
+    }
+    crate::object::sync_dir(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::sample;
+
+    fn write(folder: &Path, bytes: &[u8]) {
+        fs::write(folder.join("a.records"), bytes).unwrap();
+    }
+
+    #[test]
+    fn a_journal_cut_at_any_length_keeps_the_records_in_front_of_the_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let frames: Vec<Vec<u8>> = ["0", "1", "2"].iter().map(|n| sample(n).to_frame(HEADING)).collect();
+        let all = frames.concat();
+        for length in 0..=all.len() {
+            write(dir.path(), &all[..length]);
+            let mut end = 0;
+            let whole = frames.iter().take_while(|f| (end += f.len(), end <= length).1).count();
+            let journal = Journal::open(dir.path()).unwrap();
+            assert_eq!(journal.records().len(), whole, "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn a_journal_with_any_bit_flipped_loses_one_record_at_most_and_gains_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let samples = ["0", "1", "2"].map(sample);
+        let all: Vec<u8> = samples.iter().flat_map(|s| s.to_frame(HEADING)).collect();
+        for bit in 0..all.len() * 8 {
+            let mut damaged = all.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            write(dir.path(), &damaged);
+            let found = Journal::open(dir.path()).unwrap().records();
+            assert!(found.len() == 2, "bit {bit} leaves {} records", found.len());
+            assert!(found.iter().all(|record| samples.contains(record)), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn what_is_appended_is_found_by_other_readers() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut mine, mut theirs) = (Journal::open(dir.path()).unwrap(), Journal::open(dir.path()).unwrap());
+        let mut writer = None;
+        for name in ["0", "1", "2"] {
+            let record = sample(name);
+            mine.append(&mut writer, "run", &[(&record, true)]).unwrap();
+            theirs.refresh().unwrap();
+            assert_eq!(theirs.record(&record.key), Some(record.clone()));
+            assert_eq!(mine.record(&record.key), Some(record));
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! What became of the instances of a run: a file of lines, written as it happens, so that a run that was killed can be told of.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Digest, Result, StoreError};
+
+const FILE: &str = "instances.jsonl";
+
+/// What became of an instance in a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceOutcome {
+    /// The instance.
+    pub instance: String,
+    /// `cached`, `executed`, `failed`, `blocked`, `cancelled`.
+    pub outcome: String,
+    /// Its key, if it got one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Digest>,
+    /// Why it failed or could not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// Writes the outcomes of a run.
+#[derive(Debug)]
+pub struct OutcomeWriter {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl OutcomeWriter {
+    pub(crate) fn create(folder: &Path) -> Result<Self> {
+        let path = folder.join(FILE);
+        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(StoreError::io("write", &path))?;
+        Ok(Self { path, file: BufWriter::with_capacity(1 << 16, file) })
+    }
+
+    /// Adds a line.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn add(&mut self, outcome: &InstanceOutcome) -> Result<()> {
+        serde_json::to_writer(&mut self.file, outcome)
+            .map_err(std::io::Error::from)
+            .and_then(|()| self.file.write_all(b"\n"))
+            .map_err(StoreError::io("write", &self.path))
+    }
+
+    /// Hands what was added to the system.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn flush(&mut self) -> Result<()> {
+        self.file.flush().map_err(StoreError::io("write", &self.path))
+    }
+}
+
+/// Reads the outcomes in a run's folder, the last word on each instance, in the order of their names.
+pub(crate) fn read(folder: &Path) -> Vec<InstanceOutcome> {
+    let text = std::fs::read_to_string(folder.join(FILE)).unwrap_or_default();
+    // The last line of a killed run may be torn.
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<InstanceOutcome>(line).ok());
+    let by_name: std::collections::BTreeMap<String, InstanceOutcome> =
+        lines.map(|outcome| (outcome.instance.clone(), outcome)).collect();
+    by_name.into_values().collect()
+}

@@ -1,0 +1,326 @@
+//! One command: its working directory, its process group, its log, its outputs.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use siteline_cache::Store;
+
+use super::sandbox::Sandbox;
+use super::work_dir::{self, Layout};
+use super::{Failure, Made, Message, processes};
+use crate::protocol::Reply;
+
+/// A log is cut here: what a runaway program prints must not fill the disk.
+const LONGEST_LOG: u64 = 64 << 20;
+
+/// Process groups at work, by job: whoever stops a run ends them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Groups(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    leaders: BTreeMap<u64, u32>,
+    stopped: bool,
+}
+
+impl Groups {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends every group, and refuses further ones.
+    pub(crate) fn stop(&self) {
+        let mut state = self.lock();
+        state.stopped = true;
+        state.leaders.values().for_each(|leader| processes::kill_group(*leader));
+    }
+}
+
+/// A command to carry out.
+pub(crate) struct Job {
+    pub(crate) number: u64,
+    pub(crate) run: String,
+    pub(crate) store: Arc<Store>,
+    pub(crate) layout: Layout,
+    /// The program and its arguments.
+    pub(crate) words: Vec<String>,
+    /// The declared environment; `None` where a variable that is passed on does not exist.
+    pub(crate) env: Vec<(String, Option<String>)>,
+    pub(crate) threads: usize,
+    pub(crate) gpus: Vec<String>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) sandbox: Option<Sandbox>,
+    pub(crate) log: PathBuf,
+    pub(crate) heading: String,
+    pub(crate) groups: Groups,
+    pub(crate) tell: Sender<Message>,
+}
+
+impl Job {
+    /// Carries it out and tells what came of it.
+    pub(crate) fn carry_out(self) {
+        let made = self.work();
+        let _ = self.tell.send(Message::Made(self.number, made));
+    }
+
+    fn work(&self) -> Result<Made, Failure> {
+        let unable = |e: &dyn std::fmt::Display| Failure::new(format!("its working directory cannot be used: {e}"));
+        let dir = self.store.scratch().map_err(|e| unable(&e))?;
+        work_dir::fill(&self.store, dir.path(), &self.layout).map_err(|e| unable(&e))?;
+        let started = SystemTime::now();
+        self.execute(dir.path())?;
+        siteline_cache::sync_point::reach("after-stage");
+        let files = work_dir::outputs(dir.path(), &self.layout)?;
+        if let Some(input) = work_dir::altered_input(&self.store, &self.layout, started) {
+            return Err(Failure::new(format!(
+                "it wrote to its input `{input}`, which is set aside; run again to make it anew"
+            )));
+        }
+        let outputs = work_dir::take_in(&self.store, dir.path(), &files)?;
+        let environment = BTreeMap::from([("threads".to_owned(), self.threads.to_string())]);
+        Ok(Made { outputs, environment })
+    }
+
+    fn command(&self, dir: &std::path::Path) -> Command {
+        let visible = self.layout.files.iter().map(|(_, path)| path.as_path());
+        let front = self.sandbox.as_ref().map(|sandbox| sandbox.words(dir, visible)).unwrap_or_default();
+        let mut words = front.into_iter().map(PathBuf::into_os_string).chain(self.words.iter().map(Into::into));
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words).current_dir(dir).env_clear();
+        for name in ["PATH"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        let threads = self.threads.to_string();
+        command
+            .env("LANG", "C.UTF-8")
+            .env("TMPDIR", if self.sandbox.is_some() { std::path::Path::new("/tmp") } else { dir })
+            .env("OMP_NUM_THREADS", &threads)
+            .env("SITELINE_THREADS", threads)
+            .env("CUDA_VISIBLE_DEVICES", self.gpus.join(","))
+            .env("PYTHONPATH", dir)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("PYTHONUNBUFFERED", "1")
+            .env(processes::RUN_VARIABLE, &self.run);
+        for (name, value) in &self.env {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
+        command
+    }
+
+    fn execute(&self, dir: &std::path::Path) -> Result<(), Failure> {
+        let no_start = |e: std::io::Error| Failure::new(format!("`{}` cannot be started: {e}", self.words[0]));
+        let (read, write) = std::io::pipe().map_err(no_start)?;
+        let mut command = self.command(dir);
+        command.stdin(Stdio::null()).stdout(write.try_clone().map_err(no_start)?).stderr(write).process_group(0);
+        let mut child = command.spawn().map_err(no_start)?;
+        {
+            let mut state = self.groups.lock();
+            state.leaders.insert(self.number, child.id());
+            if state.stopped {
+                processes::kill_group(child.id());
+            }
+        }
+        // The writing ends that this process still has would keep the pipe open for ever.
+        drop(command);
+        let listened = self.listen(read.into(), child.id());
+        // Whatever it started and did not wait for ends with it.
+        processes::kill_group(child.id());
+        self.groups.lock().leaders.remove(&self.number);
+        let status = child.wait().map_err(|e| Failure::new(format!("it cannot be waited for: {e}")))?;
+        match listened {
+            Ok(()) if status.success() => Ok(()),
+            Ok(()) => Err(Failure::new(how_it_ended(status))),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Keeps what the command prints until its first process has ended.
+    fn listen(&self, output: OwnedFd, pid: u32) -> Result<(), Failure> {
+        let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
+        let ended = Pid::from_raw(pid as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let mut log = Log::new(self);
+        let mut output = Some(File::from(output));
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                let limit = self.timeout.map(in_words).unwrap_or_default();
+                let text = format!("it took longer than {limit} and was ended");
+                log.note(&text);
+                return Err(Failure::new(text));
+            }
+            let wait =
+                left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
+            let printing = output.as_ref().map(|file| PollFd::new(file, PollFlags::IN));
+            let ending = ended.as_ref().map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
+            let prints = usize::from(printing.is_some());
+            let mut watched: Vec<PollFd> = printing.into_iter().chain(ending).collect();
+            match poll(&mut watched, wait.as_ref()) {
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(e) => return Err(Failure::new(format!("its output cannot be read: {e}"))),
+                Ok(_) => {}
+            }
+            let happened: Vec<bool> = watched.iter().map(|fd| !fd.revents().is_empty()).collect();
+            match output.as_mut().filter(|_| happened[0]) {
+                Some(file) => match file.read(&mut buffer) {
+                    // It closed its output; where its end can be seen, that is waited for.
+                    Ok(0) if ended.is_none() => break,
+                    Ok(0) => output = None,
+                    Ok(read) => log.take(&buffer[..read]),
+                    Err(e) => return Err(Failure::new(format!("its output cannot be read: {e}"))),
+                },
+                // Nothing more is in the pipe, and what its children may still print belongs to nobody.
+                None if happened.get(prints).copied().unwrap_or(false) => break,
+                None => {}
+            }
+        }
+        log.finish();
+        Ok(())
+    }
+}
+
+fn in_words(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    if seconds < 120.0 { format!("{seconds} s") } else { format!("{:.1} min", seconds / 60.0) }
+}
+
+/// How a process ended, for people.
+pub(crate) fn how_it_ended(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(127), _) => "it ended with exit code 127: the shell did not find a program".to_owned(),
+        (Some(code), _) => format!("it ended with exit code {code}"),
+        (None, Some(signal)) => {
+            let name = match signal {
+                6 => " (SIGABRT: it gave up by itself)",
+                9 => " (SIGKILL: ended from outside, perhaps for want of memory)",
+                11 => " (SIGSEGV: a bug in the program)",
+                15 => " (SIGTERM)",
+                _ => "",
+            };
+            format!("it was ended by signal {signal}{name}")
+        }
+        _ => status.to_string(),
+    }
+}
+
+/// The log of a command, made when it first prints something.
+struct Log<'j> {
+    job: &'j Job,
+    file: Option<File>,
+    length: u64,
+    line: Vec<u8>,
+}
+
+impl<'j> Log<'j> {
+    fn new(job: &'j Job) -> Self {
+        Self { job, file: None, length: 0, line: Vec::new() }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.write(bytes);
+        for byte in bytes {
+            if *byte == b'\n' {
+                self.end_of_line();
+            } else if self.line.len() < 4096 {
+                self.line.push(*byte);
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if self.length > LONGEST_LOG {
+            return;
+        }
+        self.length += bytes.len() as u64;
+        if self.file.is_none() {
+            self.file = File::create(&self.job.log).ok();
+            let heading = self.job.heading.clone();
+            self.write_through(heading.as_bytes());
+        }
+        self.write_through(bytes);
+        if self.length > LONGEST_LOG {
+            self.write_through(b"\n[siteline: the log is cut here; it went on]\n");
+        }
+    }
+
+    fn write_through(&mut self, bytes: &[u8]) {
+        // A log that cannot be written is no reason to lose the work.
+        if let Some(file) = &mut self.file {
+            let _ = file.write_all(bytes);
+        }
+    }
+
+    fn note(&mut self, text: &str) {
+        self.finish();
+        self.write(format!("[siteline: {text}]\n").as_bytes());
+    }
+
+    fn end_of_line(&mut self) {
+        if self.line.starts_with(b"::") {
+            let text = String::from_utf8_lossy(&self.line);
+            if let Some(reply) = spoken(text.trim_end()) {
+                let _ = self.job.tell.send(Message::Said(self.job.number, reply));
+            }
+        }
+        self.line.clear();
+    }
+
+    fn finish(&mut self) {
+        self.end_of_line();
+    }
+}
+
+/// `::progress 3/10 epochs`, `::metric NAME VALUE`, `::warning TEXT`: how a command says more than its exit code does.
+fn spoken(line: &str) -> Option<Reply> {
+    let (word, rest) = line.strip_prefix("::")?.split_once(' ')?;
+    let rest = rest.trim();
+    match word {
+        "progress" => {
+            let (count, unit) = rest.split_once(' ').unwrap_or((rest, ""));
+            let (done, total) = count.split_once('/')?;
+            Some(Reply::Progress { done: done.parse().ok()?, total: total.parse().ok()?, unit: unit.to_owned() })
+        }
+        "metric" => {
+            let (name, value) = rest.rsplit_once([' ', '='])?;
+            let value: f64 = value.parse().ok()?;
+            value.is_finite().then(|| Reply::Metric { name: name.trim().to_owned(), value })
+        }
+        "warning" => Some(Reply::Log { warning: true, text: rest.to_owned() }),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_speaks_by_lines() {
+        assert!(
+            matches!(spoken("::progress 3/10 epochs"), Some(Reply::Progress { done: 3, total: 10, unit }) if unit == "epochs")
+        );
+        assert!(
+            matches!(spoken("::metric test dice 0.5"), Some(Reply::Metric { name, value }) if name == "test dice" && value == 0.5)
+        );
+        assert!(matches!(spoken("::metric dice=0.5"), Some(Reply::Metric { name, .. }) if name == "dice"));
+        assert!(
+            spoken("::metric dice nan").is_none()
+                && spoken("::progress many").is_none()
+                && spoken("std::move x").is_none()
+        );
+    }
+}

@@ -1,0 +1,153 @@
+//! Worker processes: started when needed, kept for the next instance, replaced after a crash or a cancelled run.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::Sender;
+use std::thread;
+
+use super::{Message, processes};
+use crate::protocol::{Request, RunRequest};
+
+/// A running worker process.
+struct Worker {
+    number: usize,
+    child: Child,
+    stdin: ChildStdin,
+    command: Vec<String>,
+    gpus: Vec<String>,
+}
+
+/// The workers of a run.
+pub(crate) struct Workers {
+    run: String,
+    outputs: Sender<Message>,
+    idle: Vec<Worker>,
+    busy: Vec<Worker>,
+    started: usize,
+}
+
+impl Workers {
+    /// For a run, whose id tells its processes from others.
+    pub(crate) fn new(run: &str, outputs: Sender<Message>) -> Self {
+        Self { run: run.to_owned(), outputs, idle: Vec::new(), busy: Vec::new(), started: 0 }
+    }
+
+    /// Hands a request to an idle worker of the pack that `command` starts, or to a new one. Returns the worker's number.
+    pub(crate) fn send(&mut self, command: &[String], request: RunRequest) -> std::io::Result<usize> {
+        let line = serde_json::to_string(&Request::Run(Box::new(request.clone())))?;
+        while let Some(place) =
+            self.idle.iter().position(|worker| worker.command == command && worker.gpus == request.gpus)
+        {
+            let mut worker = self.idle.swap_remove(place);
+            // One that died while idle is passed over; its end is reported under its own number.
+            if writeln!(worker.stdin, "{line}").is_ok() {
+                let number = worker.number;
+                self.busy.push(worker);
+                return Ok(number);
+            }
+            let _ = worker.child.wait();
+        }
+        let mut worker = self.start(command, &request.gpus)?;
+        writeln!(worker.stdin, "{line}")?;
+        let number = worker.number;
+        self.busy.push(worker);
+        Ok(number)
+    }
+
+    fn start(&mut self, words: &[String], gpus: &[String]) -> std::io::Result<Worker> {
+        let (program, arguments) =
+            words.split_first().ok_or_else(|| std::io::Error::other("the pack has no program"))?;
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env(processes::RUN_VARIABLE, &self.run)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A group of its own: Ctrl-C in the terminal reaches the driver alone, which then stops the workers in order.
+            .process_group(0)
+            // An instance sees the GPUs that are leased to it and no others; without a lease, none.
+            .env("CUDA_VISIBLE_DEVICES", gpus.join(","));
+        let mut child = command.spawn()?;
+        self.started += 1;
+        let number = self.started;
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
+            return Err(std::io::Error::other("the worker's standard streams are not there"));
+        };
+        let outputs = self.outputs.clone();
+        let errors = thread::spawn({
+            let outputs = self.outputs.clone();
+            move || each_line(stderr, |line| outputs.send(Message::Line(number, line)).is_ok())
+        });
+        thread::spawn(move || {
+            each_line(stdout, |line| {
+                let output = match serde_json::from_str(&line) {
+                    Ok(reply) => Message::Reply(number, reply),
+                    Err(_) => Message::Line(number, line),
+                };
+                outputs.send(output).is_ok()
+            });
+            // What it said last belongs in front of its end.
+            let _ = errors.join();
+            let _ = outputs.send(Message::Ended(number));
+        });
+        Ok(Worker { number, child, stdin, command: words.to_vec(), gpus: gpus.to_vec() })
+    }
+
+    /// A worker has answered: it may take the next request.
+    pub(crate) fn release(&mut self, number: usize) {
+        if let Some(place) = self.busy.iter().position(|worker| worker.number == number) {
+            self.idle.push(self.busy.swap_remove(place));
+        }
+    }
+
+    /// A worker has ended. Returns how, if it was at work.
+    pub(crate) fn ended(&mut self, number: usize) -> Option<ExitStatus> {
+        self.idle.retain_mut(|worker| worker.number != number || worker.child.wait().is_err());
+        let place = self.busy.iter().position(|worker| worker.number == number)?;
+        let mut worker = self.busy.swap_remove(place);
+        worker.child.wait().ok()
+    }
+
+    /// Ends one worker and everything that it started; that it ended is reported as of any other.
+    pub(crate) fn kill_one(&mut self, number: usize) {
+        if let Some(worker) = self.busy.iter().find(|worker| worker.number == number) {
+            processes::kill_group(worker.child.id());
+        }
+    }
+
+    /// Ends every worker at once.
+    pub(crate) fn kill(&mut self) {
+        self.busy.iter().chain(&self.idle).for_each(|worker| processes::kill_group(worker.child.id()));
+        for mut worker in self.busy.drain(..).chain(self.idle.drain(..)) {
+            let _ = worker.child.wait();
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Calls `take` with each line until it says no. Bytes that are no UTF-8 are replaced, and a line without end is cut.
+fn each_line(stream: impl Read, mut take: impl FnMut(String) -> bool) {
+    /// A reply with the description of a whole pack is far below this.
+    const LONGEST: u64 = 1 << 20;
+    let mut reader = BufReader::new(stream);
+    let mut bytes = Vec::new();
+    loop {
+        bytes.clear();
+        match reader.by_ref().take(LONGEST).read_until(b'\n', &mut bytes) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+        if !take(line) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The values of the axes: from the manifest, from files, from the names of the sites.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{AxisValue, AxisValues, Manifest, NamedAxis};
+use crate::diagnostic::Diagnostic;
+use crate::tree::Node;
+
+/// An axis of the sweep.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Axis {
+    /// Its values; those that only `include` names stand behind the others.
+    pub values: Vec<AxisValue>,
+    /// How many of them the axis itself lists.
+    pub listed: usize,
+}
+
+impl Axis {
+    fn new(values: Vec<AxisValue>) -> Self {
+        Self { listed: values.len(), values }
+    }
+}
+
+/// The axes by name, the implicit `site` included.
+pub(super) fn of(
+    path: &Path,
+    tree: &Node,
+    manifest: &Manifest,
+    root: &Path,
+) -> Result<BTreeMap<String, Axis>, Diagnostic> {
+    let sites = || Axis::new(manifest.sites.keys().map(|name| AxisValue::Word(name.clone())).collect());
+    let mut axes: BTreeMap<String, Axis> = BTreeMap::from([("site".to_owned(), sites())]);
+    for (name, values) in &manifest.axes {
+        let axis = match values {
+            AxisValues::Named(NamedAxis::Sites) => sites(),
+            AxisValues::List(list) => Axis::new(list.clone()),
+            AxisValues::File(file) => Axis::new(from_file(&root.join(&file.from)).map_err(|message| Diagnostic {
+                file: path.to_owned(),
+                span: Some(tree.nearest(&["axes", name, "from"]).span.clone()),
+                message,
+                hint: Some(format!("the file is looked for in {}", root.display())),
+            })?),
+        };
+        axes.insert(name.clone(), axis);
+    }
+    for (axis, value) in manifest.include.iter().flatten() {
+        // An axis that does not exist is refused by the checks.
+        if let Some(axis) = axes.get_mut(axis)
+            && axis.values.iter().all(|known| known.label() != value.label())
+        {
+            axis.values.push(value.clone());
+        }
+    }
+    Ok(axes)
+}
+
+fn from_file(path: &Path) -> Result<Vec<AxisValue>, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    if path.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e == *known)) {
+        let node = Node::parse(&text).map_err(|bad| format!("{}: {}", path.display(), bad.message))?;
+        return serde_json::from_value(node.to_json())
+            .map_err(|_| format!("{} is no list of words, whole numbers or groups with a `name`", path.display()));
+    }
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or("").trim()).filter(|line| !line.is_empty());
+    let value = |line: &str| match line.parse::<i64>() {
+        Ok(number) => AxisValue::Number(number),
+        Err(_) => AxisValue::Word(line.to_owned()),
+    };
+    Ok(lines.map(value).collect())
+}

@@ -1,0 +1,95 @@
+//! What the driver hears from workers, commands and the committing thread.
+
+use super::*;
+use crate::executor::command::how_it_ended;
+use crate::protocol::Reply;
+
+impl Driver<'_, '_, '_> {
+    pub(super) fn listen(&mut self, message: Message) -> Result<(), StoreError> {
+        match message {
+            Message::Line(worker, line) => {
+                if let Some(log) = self.job_of(worker).and_then(|job| job.log.as_mut()) {
+                    let _ = writeln!(log, "{line}");
+                }
+                Ok(())
+            }
+            Message::Ended(worker) => self.worker_ended(worker),
+            Message::Reply(worker, reply) => match self.by_worker.get(&worker).copied() {
+                Some(number) => self.replied(number, worker, reply),
+                None => Ok(()),
+            },
+            Message::Said(number, reply) => {
+                self.said(number, reply);
+                Ok(())
+            }
+            Message::Made(number, made) => self.made(number, made),
+            Message::Committed(committed) => self.committed(committed),
+        }
+    }
+
+    fn job_of(&mut self, worker: usize) -> Option<&mut Job> {
+        let number = self.by_worker.get(&worker)?;
+        self.jobs.get_mut(number)
+    }
+
+    fn worker_ended(&mut self, worker: usize) -> Result<(), StoreError> {
+        let status = self.workers.ended(worker);
+        let Some(job) = self.by_worker.remove(&worker).and_then(|number| self.jobs.remove(&number)) else {
+            return Ok(());
+        };
+        self.pool.give(job.held);
+        let how = status.map_or_else(|| "it ended in an unknown way".to_owned(), how_it_ended);
+        let message = job.ended_because.unwrap_or_else(|| format!("its worker died: {how}"));
+        self.attempt_failed(job.node, Failure::new(message), Some(job.log_path))
+    }
+
+    fn replied(&mut self, number: u64, worker: usize, reply: Reply) -> Result<(), StoreError> {
+        match reply {
+            Reply::Done { environment } => {
+                self.by_worker.remove(&worker);
+                self.workers.release(worker);
+                if let Some(job) = self.jobs.get_mut(&number) {
+                    job.worker = None;
+                    job.environment = environment;
+                }
+                self.collect(number);
+                Ok(())
+            }
+            Reply::Failed { message } => {
+                self.by_worker.remove(&worker);
+                self.workers.release(worker);
+                let Some(mut job) = self.jobs.remove(&number) else { return Ok(()) };
+                if let Some(log) = &mut job.log {
+                    let _ = writeln!(log, "failed: {message}");
+                }
+                self.pool.give(job.held);
+                self.attempt_failed(job.node, Failure::new(message), Some(job.log_path))
+            }
+            other => {
+                self.said(number, other);
+                Ok(())
+            }
+        }
+    }
+
+    /// Progress, metrics, lines.
+    fn said(&mut self, number: u64, reply: Reply) {
+        let Some(job) = self.jobs.get_mut(&number) else { return };
+        let instance = self.planner.graph.dag[job.node].name.clone();
+        match reply {
+            Reply::Progress { done, total, unit } => (self.tell)(Event::Progress { instance, done, total, unit }),
+            Reply::Metric { name, value } => {
+                job.metrics.insert(name, value);
+            }
+            Reply::Log { warning, text } => {
+                if let Some(log) = &mut job.log {
+                    let _ = writeln!(log, "{}{text}", if warning { "warning: " } else { "" });
+                }
+                if warning {
+                    (self.tell)(Event::Warning { instance, text });
+                }
+            }
+            _ => {}
+        }
+    }
+}
