@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use siteline_cache::{Access, Sharing, Store};
+use siteline_pipeline::graph::Graph;
 use siteline_pipeline::manifest::{self, Loaded, Override};
 use siteline_pipeline::pack::Pack;
 use siteline_pipeline::pattern::InstancePattern;
@@ -22,6 +23,8 @@ pub struct Project {
     pub loaded: Loaded,
     /// The store.
     pub store: Arc<Store>,
+    /// The sweep, spelled out.
+    pub graph: Arc<Graph>,
 }
 
 impl Project {
@@ -42,17 +45,19 @@ impl Project {
         let loaded = manifest::load(&path, &overrides, &pack)?;
         let root = common.store.clone().unwrap_or_else(|| loaded.root.join(".siteline"));
         let sharing = if common.shared_store { Sharing::Group } else { Sharing::Private };
-        Ok(Self { store: Arc::new(Store::open_shared(&root, access, sharing)?), loaded })
+        // Neither waits for the other.
+        let (store, graph) = rayon::join(|| Store::open_shared(&root, access, sharing), || Graph::expand(&loaded));
+        Ok(Self { graph: Arc::new(graph?), store: Arc::new(store?), loaded })
     }
 
     /// Spells out the whole sweep.
     pub fn planner(&self) -> Result<Planner<'_>, CommandError> {
-        Ok(Planner::new(&self.loaded, &self.store, &Selection::default())?)
+        Ok(Planner::new(&self.loaded, &self.store, self.graph.clone(), &Selection::default())?)
     }
 
     /// Spells out the part of the sweep that was asked for.
     pub fn planner_of(&self, chosen: &Chosen) -> Result<Planner<'_>, CommandError> {
-        Ok(Planner::new(&self.loaded, &self.store, &chosen.selection()?)?)
+        Ok(Planner::new(&self.loaded, &self.store, self.graph.clone(), &chosen.selection()?)?)
     }
 
     /// Where tables and the report of this experiment appear.

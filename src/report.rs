@@ -31,9 +31,12 @@ pub struct Written {
 pub fn write(project: &Project, planner: &Planner, plan: &Plan) -> Result<Written, CommandError> {
     let folder = project.results();
     let mut any = false;
-    for node in planner.graph.order.iter().copied() {
+    let has_results = |node: &NodeIndex| planner.kind(*node).outputs.iter().any(|o| o.purpose == Purpose::Result);
+    let with_results: Vec<NodeIndex> = planner.graph.dag.node_indices().filter(has_results).collect();
+    for node in with_results.iter().copied() {
         let State::Cached(record) = plan.state(node) else { continue };
-        let target = folder_of(planner, &folder, node);
+        // The only instance with results has the folder to itself; several have one each.
+        let target = if with_results.len() == 1 { folder.clone() } else { folder_of(planner, &folder, node) };
         let wanted = planner.kind(node).outputs.iter().filter(|output| output.purpose == Purpose::Result);
         for output in wanted {
             let of = |path: &str| path == output.path || (output.path.ends_with('/') && path.starts_with(&output.path));
@@ -52,12 +55,7 @@ pub fn write(project: &Project, planner: &Planner, plan: &Plan) -> Result<Writte
     Ok(Written { table: Some(String::from_utf8_lossy(&markdown).into_owned()), report: Some(report), folder, any })
 }
 
-/// The only instance with results has the folder to itself; several have one each.
 fn folder_of(planner: &Planner, folder: &Path, node: NodeIndex) -> PathBuf {
-    let has_results = |n: &NodeIndex| planner.kind(*n).outputs.iter().any(|output| output.purpose == Purpose::Result);
-    if planner.graph.dag.node_indices().filter(has_results).count() == 1 {
-        return folder.to_owned();
-    }
     let instance = &planner.graph.dag[node];
     instance
         .point

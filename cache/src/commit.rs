@@ -15,7 +15,7 @@ use crate::journal::Writer;
 use crate::{Claim, Digest, Record, Result, Store, StoreError, object, sync_point};
 
 /// How long a result may wait for others to be committed with it.
-const WINDOW: Duration = Duration::from_millis(150);
+const WINDOW: Duration = Duration::from_millis(400);
 /// A group of this size is committed at once.
 const LARGEST: usize = 512;
 /// Up to this many files are synced one by one; beyond, the file system as a whole.

@@ -11,6 +11,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// meanwhile would end the process.
 const PIECE: usize = 8 << 20;
 
+/// What no hex digit stands for.
+const NO_NIBBLE: u8 = 0x80;
+/// The value of each hex digit. One spelling each: a digest in capitals would be a second name for the same content.
+const NIBBLES: [u8; 256] = {
+    let mut values = [NO_NIBBLE; 256];
+    let digits = b"0123456789abcdef";
+    let mut value = 0;
+    while value < 16 {
+        values[digits[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+
 /// The BLAKE3-256 digest of some content, shown as hex.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
@@ -96,17 +110,14 @@ impl FromStr for Digest {
         if text.len() != 64 {
             return Err(bad());
         }
-        // One spelling each: a digest in capitals would be a second name for the same content.
-        let nibble = |digit: u8| match digit {
-            b'0'..=b'9' => Ok(digit - b'0'),
-            b'a'..=b'f' => Ok(digit - b'a' + 10),
-            _ => Err(bad()),
-        };
         let mut bytes = [0; 32];
+        let mut wrong = 0;
         for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+            let (high, low) = (NIBBLES[usize::from(pair[0])], NIBBLES[usize::from(pair[1])]);
+            wrong |= (high | low) & NO_NIBBLE;
+            *byte = high << 4 | low & 15;
         }
-        Ok(Self(bytes))
+        if wrong == 0 { Ok(Self(bytes)) } else { Err(bad()) }
     }
 }
 

@@ -21,8 +21,10 @@ use crate::{Digest, Hit, Record, Result, StoreError};
 
 /// What journals end in.
 const ENDING: &str = "records";
-/// The longest heading: the word, two digests, two numbers.
-const LONGEST_HEADING: usize = 256;
+/// What is read at once when looking for headings.
+const READ_AHEAD: usize = 4 << 10;
+/// The longest heading: the word, three digests, two numbers.
+const LONGEST_HEADING: usize = 320;
 
 /// Keys are digests already: any eight bytes of them will do.
 #[derive(Default)]
@@ -152,7 +154,8 @@ impl Journal {
         if length <= segment.read_to {
             return Ok(());
         }
-        let mut reader = BufReader::with_capacity(1 << 20, At { file: &segment.file, offset: segment.read_to });
+        // Small records are read through, large ones are passed over.
+        let mut reader = BufReader::with_capacity(READ_AHEAD, At { file: &segment.file, offset: segment.read_to });
         let mut place = segment.read_to;
         let mut read_to = place;
         let mut line = Vec::new();
@@ -201,20 +204,26 @@ impl Journal {
         })
     }
 
-    fn body(&self, entry: &Entry) -> Option<Vec<u8>> {
-        let mut body = vec![0; entry.heading.body as usize];
-        self.segments[entry.segment as usize].file.read_exact_at(&mut body, entry.offset).ok()?;
-        entry.heading.holds(&body).then_some(body)
+    /// The first `length` bytes behind a heading.
+    fn bytes(&self, entry: &Entry, length: u32) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; length as usize];
+        self.segments[entry.segment as usize].file.read_exact_at(&mut bytes, entry.offset).ok()?;
+        Some(bytes)
+    }
+
+    fn record_at(&self, entry: &Entry) -> Option<Record> {
+        entry.heading.record_in(&self.bytes(entry, entry.heading.body)?)
     }
 
     /// The latest hit of a key that holds and that `whole` agrees to.
     pub(crate) fn hit(&self, key: &Digest, whole: impl Fn(&Hit) -> bool) -> Option<Hit> {
-        self.entries_of(key).find_map(|entry| entry.heading.hit_in(&self.body(entry)?).filter(|hit| whole(hit)))
+        let hit = |entry: &Entry| entry.heading.hit_in(&self.bytes(entry, entry.heading.hit)?).filter(|hit| whole(hit));
+        self.entries_of(key).find_map(hit)
     }
 
     /// The latest record of a key that holds.
     pub(crate) fn record(&self, key: &Digest) -> Option<Record> {
-        self.entries_of(key).find_map(|entry| entry.heading.record_in(&self.body(entry)?))
+        self.entries_of(key).find_map(|entry| self.record_at(entry))
     }
 
     /// Every record that holds, the latest of each key, in the order of the keys.
@@ -232,12 +241,13 @@ impl Journal {
     /// The records of one journal, behind `from`, in their order.
     pub(crate) fn records_behind(&self, name: &str, from: u64) -> Vec<Record> {
         let of = |entry: &&Entry| self.segments[entry.segment as usize].name == name && entry.offset > from;
-        self.entries.iter().filter(of).filter_map(|e| e.heading.record_in(&self.body(e)?)).collect()
+        self.entries.iter().filter(of).filter_map(|entry| self.record_at(entry)).collect()
     }
 
-    /// Whether a record holds, asked for its body. How many do not is what `verify` reports.
-    pub(crate) fn damaged(&self) -> usize {
-        self.entries.iter().filter(|entry| self.body(entry).is_none()).count()
+    /// Records that do not hold: their instances, where that can still be read.
+    pub(crate) fn damaged(&self) -> Vec<Option<String>> {
+        let damaged = self.entries.iter().filter(|entry| self.record_at(entry).is_none());
+        damaged.map(|entry| Some(entry.heading.hit_in(&self.bytes(entry, entry.heading.hit)?)?.instance)).collect()
     }
 
     /// Appends frames to this process's own journal, made at the first call, and syncs it.

@@ -1,8 +1,8 @@
 //! The execution record: what ran, from what, to what. Written once, carrying its own digest.
 //!
 //! On disk a record is a frame of a journal (see `journal`): a heading with its key, its digest and its lengths, then two
-//! lines of JSON. The first, the [`Hit`], is all that planning needs; the second is everything else. A frame that is cut short
-//! or altered does not hold, and so does not exist.
+//! lines of JSON. The first, the [`Hit`], is all that planning needs; the second is everything else. Each has a digest, so that
+//! planning need not read what it does not use. A line that is cut short or altered does not hold, and so does not exist.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -70,8 +70,6 @@ pub struct RecordInput {
     pub instance: String,
     /// That instance's key.
     pub key: Digest,
-    /// The files that were read.
-    pub files: Vec<Output>,
 }
 
 /// A file from outside the store.
@@ -126,8 +124,10 @@ struct Rest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Heading {
     pub key: Digest,
-    /// Of the key, the hit's length and the body.
+    /// Of the key, the hit's line and the digest of the rest.
     pub digest: Digest,
+    /// Of the rest.
+    pub rest: Digest,
     /// Length of the hit's line, in bytes, its line end included.
     pub hit: u32,
     /// Length of both lines.
@@ -146,27 +146,30 @@ impl Heading {
         let heading = Self {
             key: words.next()?.parse().ok()?,
             digest: words.next()?.parse().ok()?,
+            rest: words.next()?.parse().ok()?,
             hit: words.next()?.parse().ok()?,
             body: words.next()?.parse().ok()?,
         };
         (words.next().is_none() && heading.hit <= heading.body).then_some((heading, used))
     }
 
-    /// Whether `body` is what the heading says.
-    pub(crate) fn holds(&self, body: &[u8]) -> bool {
-        body.len() == self.body as usize && digest_of(&self.key, self.hit, body) == self.digest
-    }
-
-    /// The hit in `body`, whose digest was checked.
-    pub(crate) fn hit_in(&self, body: &[u8]) -> Option<Hit> {
-        let line: HitLine = serde_json::from_slice(body.get(..self.hit as usize)?).ok()?;
+    /// The hit, if `line` is what the heading says.
+    pub(crate) fn hit_in(&self, line: &[u8]) -> Option<Hit> {
+        if line.len() != self.hit as usize || digest_of(&self.key, line, &self.rest) != self.digest {
+            return None;
+        }
+        let line: HitLine = serde_json::from_slice(line).ok()?;
         Some(Hit { key: self.key, instance: line.instance, run: line.run, outputs: line.outputs })
     }
 
-    /// The whole record in `body`, whose digest was checked.
+    /// The whole record, if `body` is what the heading says.
     pub(crate) fn record_in(&self, body: &[u8]) -> Option<Record> {
-        let hit = self.hit_in(body)?;
-        let rest: Rest = serde_json::from_slice(body.get(self.hit as usize..)?).ok()?;
+        let (line, rest) = body.split_at_checked(self.hit as usize)?;
+        let hit = self.hit_in(line)?;
+        if body.len() != self.body as usize || Digest::of_bytes(rest) != self.rest {
+            return None;
+        }
+        let rest: Rest = serde_json::from_slice(rest).ok()?;
         Some(Record {
             key: self.key,
             parts: rest.parts,
@@ -185,8 +188,8 @@ impl Heading {
     }
 }
 
-fn digest_of(key: &Digest, hit: u32, body: &[u8]) -> Digest {
-    Digest::of_parts(&[key.as_bytes(), &hit.to_le_bytes(), body])
+fn digest_of(key: &Digest, hit: &[u8], rest: &Digest) -> Digest {
+    Digest::of_parts(&[key.as_bytes(), hit, rest.as_bytes()])
 }
 
 impl Record {
@@ -216,11 +219,12 @@ impl Record {
         };
         let mut body = serde_json::to_vec(&line).expect("a record is JSON");
         body.push(b'\n');
-        let hit = body.len() as u32;
+        let hit = body.len();
         serde_json::to_writer(&mut body, &rest).expect("a record is JSON");
         body.push(b'\n');
-        let mut frame =
-            format!("{heading}{} {} {hit} {}\n", self.key, digest_of(&self.key, hit, &body), body.len()).into_bytes();
+        let rest = Digest::of_bytes(&body[hit..]);
+        let digest = digest_of(&self.key, &body[..hit], &rest);
+        let mut frame = format!("{heading}{} {digest} {rest} {hit} {}\n", self.key, body.len()).into_bytes();
         frame.append(&mut body);
         frame
     }
@@ -229,8 +233,7 @@ impl Record {
     pub fn from_frame(bytes: &[u8]) -> Option<Self> {
         let end = bytes.iter().position(|b| *b == b'\n')?;
         let (heading, _) = Heading::parse(&bytes[..end])?;
-        let body = &bytes[end + 1..];
-        if heading.holds(body) { heading.record_in(body) } else { None }
+        heading.record_in(&bytes[end + 1..])
     }
 }
 

@@ -15,8 +15,9 @@ pub struct Verified {
     pub whole: usize,
     /// Their bytes.
     pub bytes: u64,
-    /// Records whose bytes are not those of their digest. They do not count, so what they told of runs again.
-    pub damaged_records: usize,
+    /// Records whose bytes are not those of their digest: the instance, where that can still be read. What they told of can be
+    /// made anew, not known any more.
+    pub damaged_records: Vec<Option<String>>,
     /// Objects that are missing or altered.
     pub damage: Vec<Damage>,
 }

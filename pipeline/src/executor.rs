@@ -7,6 +7,8 @@ use siteline_cache::{Committed, Output};
 use crate::protocol::Reply;
 
 pub(crate) mod command;
+pub(crate) mod crew;
+pub(crate) mod gate;
 pub mod processes;
 pub mod sandbox;
 pub(crate) mod work_dir;
@@ -23,6 +25,8 @@ pub(crate) enum Message {
     Ended(usize),
     /// What a command says while it is at work, by the number of its job.
     Said(u64, Reply),
+    /// A command has ended: what it held is free while its outputs are taken in.
+    Freed(u64),
     /// A job's outputs are in the store, or why not.
     Made(u64, Result<Made, Failure>),
     /// A record is durable, or why not.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use petgraph::graph::{DiGraph, NodeIndex};
 use serde_json::{Map, Value};
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::Diagnostics;
 use crate::manifest::Loaded;
 use crate::protocol::{Point, Resources};
 
@@ -60,7 +60,7 @@ impl Graph {
     ///
     /// # Errors
     /// A sweep without bounds, joins that find nothing or too much, parameters that are missing once all is known.
-    pub fn expand(loaded: &Loaded) -> Result<Self, Vec<Diagnostic>> {
+    pub fn expand(loaded: &Loaded) -> Result<Self, Diagnostics> {
         let mut builder = expand::Builder::new(loaded);
         builder.refuse_absurd();
         builder.give_up()?;

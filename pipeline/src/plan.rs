@@ -43,10 +43,23 @@ pub struct Resolved {
     pub parts: serde_json::Value,
     /// The key.
     pub key: Digest,
-    /// What it reads from other executions, with the points of those.
-    pub inputs: Vec<(Point, RecordInput)>,
+    /// What it reads from other executions.
+    pub inputs: Vec<Input>,
     /// What it reads from outside the store.
     pub sources: BTreeMap<String, Arc<RunSource>>,
+}
+
+/// What an instance reads from another execution.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// The point of the instance that made it.
+    pub point: Point,
+    /// The input's name, and the execution.
+    pub from: RecordInput,
+    /// The files that are read.
+    pub files: Vec<Output>,
+    /// Whether other instances read it as well.
+    pub shared: bool,
 }
 
 /// A recipe and its digest.
@@ -89,19 +102,23 @@ impl Plan {
 }
 
 impl<'a> Planner<'a> {
-    /// Spells out the sweep and refuses one whose models are scored on what they were trained on.
+    /// Chooses from a sweep, and refuses one whose models are scored on what they were trained on.
     ///
     /// # Errors
-    /// Joins that cannot be made, patterns that choose nothing, leakage.
-    pub fn new(loaded: &'a Loaded, store: &'a Store, selection: &Selection) -> Result<Self, Diagnostics> {
-        let graph = Graph::expand(loaded).map_err(|list| Diagnostics { list })?;
+    /// Patterns that choose nothing, leakage.
+    pub fn new(
+        loaded: &'a Loaded,
+        store: &'a Store,
+        graph: Arc<Graph>,
+        selection: &Selection,
+    ) -> Result<Self, Diagnostics> {
         let leaks = leakage::check_sites(loaded, &graph);
         if !leaks.is_empty() {
             return Err(Diagnostics { list: leaks });
         }
         let (selected, forced) = selection.choose(loaded, &graph)?;
         let sources = Sources::new(loaded, store);
-        Ok(Self { loaded, store, graph: Arc::new(graph), selected, forced, sources, recipes: HashMap::new() })
+        Ok(Self { loaded, store, graph, selected, forced, sources, recipes: HashMap::new() })
     }
 
     /// The kind of an instance.
@@ -251,8 +268,9 @@ impl<'a> Planner<'a> {
             let spec = kind.inputs.iter().find(|spec| spec.name == input).expect("the manifest was checked");
             let from = hit(needed);
             let files: Vec<Output> = from.outputs.iter().filter(|o| is_named(&spec.files, &o.path)).cloned().collect();
-            let read = RecordInput { name: input.to_owned(), instance: from.instance.clone(), key: from.key, files };
-            (self.graph.dag[needed].point.clone(), read)
+            let read = RecordInput { name: input.to_owned(), instance: from.instance.clone(), key: from.key };
+            let shared = self.graph.readers(needed).nth(1).is_some();
+            Input { point: self.graph.dag[needed].point.clone(), from: read, files, shared }
         });
         let sources = self.sources.of(kind, &self.graph.dag[node]);
         let sources = sources.map(|(name, source)| (name.to_owned(), source.clone())).collect();

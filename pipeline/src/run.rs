@@ -18,11 +18,15 @@ use siteline_cache::{
 use crate::diagnostic::Diagnostics;
 use crate::event::{Event, How, Summary};
 use crate::executor::command::Groups;
+use crate::executor::crew::Crew;
+use crate::executor::gate::Gate;
 use crate::executor::processes::{self, Watcher};
 use crate::executor::sandbox::Sandbox;
+use crate::executor::work_dir::Workshop;
 use crate::executor::workers::Workers;
 use crate::executor::{Failure, Made, Message};
 use crate::leakage::{self, Sides};
+use crate::manifest::command;
 use crate::plan::{Plan, Planner, Resolved, State};
 use crate::protocol::Identities;
 use crate::schedule::{Held, Phase, Pool, Schedule};
@@ -101,16 +105,21 @@ pub fn run(
         &serde_json::json!({"command": row.command, "set": overrides, "manifest": planner.loaded.path}),
     )?;
     let (sender, messages) = channel();
+    let is_open = |node: &NodeIndex| matches!(plan.state(*node), State::Stale { .. } | State::Waiting { .. });
+    let open: Vec<NodeIndex> = planner.graph.dag.node_indices().filter(is_open).collect();
     let graph = planner.graph.clone();
     let pool = Pool::new(settings.jobs, &settings.gpus, settings.memory, &planner.loaded.manifest.tokens);
     let mut driver = Driver {
         id: id.clone(),
         folder: folder.clone(),
         sides: leakage::sides(planner.loaded, &graph),
-        schedule: Schedule::new(&graph, &planner.selected),
+        schedule: Schedule::new(&graph, &open, |node| command::is_command(planner.kind(node))),
         pool,
         workers: Workers::new(&id, sender.clone()),
         groups: Groups::default(),
+        crew: Crew::new(),
+        gate: Arc::new(Gate::new(settings.jobs)),
+        workshop: None,
         watcher: None,
         committer: None,
         sender,
@@ -200,6 +209,9 @@ struct Driver<'r, 'p, 'g> {
     pool: Pool,
     workers: Workers,
     groups: Groups,
+    crew: Crew,
+    gate: Arc<Gate>,
+    workshop: Option<Arc<Workshop>>,
     /// Started with the first instance that runs.
     watcher: Option<Watcher>,
     committer: Option<Committer>,
@@ -358,7 +370,9 @@ impl Driver<'_, '_, '_> {
     /// An instance has its result: its readers may start.
     fn available(&mut self, node: NodeIndex, hit: Arc<Hit>) -> Result<(), StoreError> {
         self.not_before.remove(&node);
-        self.schedule.set(node, Phase::Done);
+        if self.schedule.phase(node) != Phase::Out {
+            self.schedule.set(node, Phase::Done);
+        }
         let identities = self.planner.identities(node, &hit);
         self.artifacts[node.index()] = Some(hit);
         match identities {

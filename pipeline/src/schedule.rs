@@ -47,7 +47,8 @@ impl Phase {
 /// CPU slots, GPUs, memory, tokens.
 #[derive(Clone, Debug)]
 pub(crate) struct Pool {
-    cpu: usize,
+    /// Below 0 while instances are let in ahead.
+    cpu: isize,
     all_cpu: usize,
     gpus: BTreeSet<String>,
     all_gpus: usize,
@@ -70,7 +71,7 @@ pub(crate) struct Held {
 impl Pool {
     pub(crate) fn new(cpu: usize, gpus: &[String], memory: u64, tokens: &BTreeMap<String, usize>) -> Self {
         Self {
-            cpu,
+            cpu: cpu as isize,
             all_cpu: cpu,
             gpus: gpus.iter().cloned().collect(),
             all_gpus: gpus.len(),
@@ -90,16 +91,20 @@ impl Pool {
     pub(crate) fn has(&self, wanted: &Resources) -> bool {
         let (cpu, gpu, memory) = self.share(wanted);
         let tokens = wanted.tokens.iter().all(|(name, count)| self.tokens.get(name).is_some_and(|left| left >= count));
-        self.cpu >= cpu && self.gpus.len() >= gpu && self.memory >= memory && tokens
+        self.cpu >= cpu as isize && self.gpus.len() >= gpu && self.memory >= memory && tokens
     }
 
-    /// Takes what `wanted` asks for.
-    pub(crate) fn take(&mut self, wanted: &Resources) -> Option<Held> {
-        if !self.has(wanted) {
-            return None;
-        }
+    /// Whether an instance that asks for nothing but slots may be let in ahead of them: it is prepared meanwhile and waits at
+    /// the gate.
+    fn has_ahead(&self, wanted: &Resources) -> bool {
+        let plain = wanted.gpu == 0 && wanted.memory.is_none() && wanted.tokens.is_empty();
+        plain && self.cpu + self.all_cpu as isize >= self.share(wanted).0 as isize
+    }
+
+    /// Takes what `wanted` asks for; whoever asks has looked whether it is there.
+    pub(crate) fn take(&mut self, wanted: &Resources) -> Held {
         let (cpu, gpu, memory) = self.share(wanted);
-        self.cpu -= cpu;
+        self.cpu -= cpu as isize;
         self.memory -= memory;
         let gpus: Vec<String> = self.gpus.iter().take(gpu).cloned().collect();
         gpus.iter().for_each(|index| {
@@ -108,11 +113,11 @@ impl Pool {
         for (name, count) in &wanted.tokens {
             self.tokens.entry(name.clone()).and_modify(|left| *left -= count);
         }
-        Some(Held { cpu, gpus, memory, tokens: wanted.tokens.clone() })
+        Held { cpu, gpus, memory, tokens: wanted.tokens.clone() }
     }
 
     pub(crate) fn give(&mut self, held: Held) {
-        self.cpu += held.cpu;
+        self.cpu += held.cpu as isize;
         self.memory += held.memory;
         self.gpus.extend(held.gpus);
         for (name, count) in held.tokens {
@@ -124,6 +129,8 @@ impl Pool {
 /// Instances that are ready and ask for the same resources, by rank.
 struct Class {
     resources: Arc<Resources>,
+    /// Whether they may be let in ahead of their slots.
+    ahead: bool,
     ready: BTreeSet<(usize, NodeIndex)>,
 }
 
@@ -141,27 +148,30 @@ pub(crate) struct Schedule<'a> {
 }
 
 impl<'a> Schedule<'a> {
-    /// All selected instances wait; those without inputs are ready.
-    pub(crate) fn new(graph: &'a Graph, selected: &BTreeSet<NodeIndex>) -> Self {
+    /// All of `open` wait; those that read from none of them are ready. `ahead` says which may be let in ahead of their slots.
+    pub(crate) fn new(graph: &'a Graph, open: &[NodeIndex], ahead: impl Fn(NodeIndex) -> bool) -> Self {
         let count = graph.dag.node_count();
         let mut classes: Vec<Class> = Vec::new();
         let mut class_of = vec![0; count];
-        for node in graph.dag.node_indices() {
+        for node in open.iter().copied() {
             let resources = &graph.dag[node].resources;
             let known = classes.iter().position(|class| Arc::ptr_eq(&class.resources, resources));
             class_of[node.index()] = known.unwrap_or_else(|| {
-                classes.push(Class { resources: resources.clone(), ready: BTreeSet::new() });
+                classes.push(Class { resources: resources.clone(), ahead: ahead(node), ready: BTreeSet::new() });
                 classes.len() - 1
             });
         }
-        let rank = ranks(graph);
+        let rank = if open.is_empty() { Vec::new() } else { ranks(graph) };
         let phases = vec![Phase::Out; count];
         let mut schedule = Self { graph, phases, missing: vec![0; count], rank, classes, class_of, open: 0 };
-        for node in selected {
-            schedule.missing[node.index()] = graph.reads(*node).len();
+        for node in open {
             schedule.set(*node, Phase::Waiting);
         }
-        for node in selected.iter().filter(|n| schedule.missing[n.index()] == 0).copied().collect::<Vec<_>>() {
+        for node in open {
+            let waits_for = graph.reads(*node).filter(|(_, needed)| schedule.phase(*needed) != Phase::Out);
+            schedule.missing[node.index()] = waits_for.count();
+        }
+        for node in open.iter().filter(|n| schedule.missing[n.index()] == 0).copied().collect::<Vec<_>>() {
             schedule.set(node, Phase::Ready);
         }
         schedule
@@ -173,8 +183,13 @@ impl<'a> Schedule<'a> {
 
     /// The ready instance to look at first, among those whose resources are free and that `may` be looked at.
     pub(crate) fn next(&self, pool: &Pool, may: &impl Fn(NodeIndex) -> bool) -> Option<NodeIndex> {
-        let free = self.classes.iter().filter(|class| !class.ready.is_empty() && pool.has(&class.resources));
-        free.filter_map(|class| class.ready.iter().find(|(_, node)| may(*node))).min().map(|(_, node)| *node)
+        let first = |class: &Class| class.ready.iter().find(|(_, node)| may(*node)).copied();
+        let ready: Vec<_> = self.classes.iter().filter_map(|class| Some((first(class)?, class))).collect();
+        let free = ready.iter().filter(|(_, class)| pool.has(&class.resources)).map(|(entry, _)| *entry).min();
+        // Nobody is let in ahead of one that comes first and waits for its slots.
+        let next = || ready.iter().min_by_key(|(entry, _)| *entry);
+        let ahead = || next().filter(|(_, class)| class.ahead && pool.has_ahead(&class.resources)).map(|(e, _)| *e);
+        free.or_else(ahead).map(|(_, node)| node)
     }
 
     /// The only place where a phase changes; what follows from the change follows here. Returns the instances that a

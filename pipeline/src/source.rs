@@ -12,7 +12,7 @@ use siteline_cache::Store;
 
 use crate::diagnostic::Diagnostic;
 use crate::graph::Instance;
-use crate::manifest::{Loaded, interpolate};
+use crate::manifest::{Loaded, command, interpolate};
 use crate::protocol::{RunSource, SourceFile, SourceFrom, StageKind};
 
 mod imports;
@@ -39,7 +39,7 @@ impl<'a> Sources<'a> {
     /// A pattern that matches nothing, an image without a mask, a file that cannot be read.
     pub fn find(&mut self, kind: &StageKind, instance: &Instance) -> Result<(), Diagnostic> {
         for spec in &kind.sources {
-            let Some(id) = id_of(&spec.from, instance) else { continue };
+            let Some(id) = self.id_of(&spec.from, instance) else { continue };
             let found = match self.found.get(&id) {
                 Some(found) => found,
                 None => {
@@ -47,7 +47,7 @@ impl<'a> Sources<'a> {
                         SourceFrom::Site => self.find_site(&id.2),
                         SourceFrom::Backbone => self.find_backbone(&id.2),
                         SourceFrom::Param(param) => self.find_param(&instance.stage, param, &id.2),
-                        SourceFrom::Stage(which) => self.find_listed(&instance.stage, which),
+                        SourceFrom::Stage(which) => self.find_listed(instance, which),
                     };
                     self.found.entry(id).or_insert(found.map(Arc::new))
                 }
@@ -66,7 +66,7 @@ impl<'a> Sources<'a> {
         instance: &'s Instance,
     ) -> impl Iterator<Item = (&'s str, &'s Arc<RunSource>)> {
         kind.sources.iter().filter_map(move |spec| {
-            let found = self.found.get(&id_of(&spec.from, instance)?)?;
+            let found = self.found.get(&self.id_of(&spec.from, instance)?)?;
             found.as_ref().ok().map(|source| (spec.name.as_str(), source))
         })
     }
@@ -86,15 +86,45 @@ impl<'a> Sources<'a> {
         params
     }
 
+    /// The patterns of `code` or `files` at an instance's point: `${AXIS}` stands for its value.
+    fn listed(&self, instance: &Instance, which: &str) -> Vec<Result<String, String>> {
+        let stage = &self.loaded.manifest.stages[instance.stage.as_ref()];
+        let patterns = if which == "code" { &stage.code } else { &stage.files };
+        let label = |axis: &str| instance.point.get(axis).cloned();
+        patterns.iter().map(|text| command::substitute(text, &label)).collect()
+    }
+
+    /// Which source an instance means, if it means one.
+    fn id_of(&self, from: &SourceFrom, instance: &Instance) -> Option<SourceId> {
+        Some(match from {
+            SourceFrom::Site => ("site", String::new(), instance.point.get("site")?.clone()),
+            SourceFrom::Backbone => ("backbone", String::new(), instance.point.get("backbone")?.clone()),
+            SourceFrom::Param(param) => {
+                let value = instance.params.get(param)?.as_str()?.to_owned();
+                ("param", format!("{} {param}", instance.stage), value)
+            }
+            SourceFrom::Stage(which) => {
+                let patterns: Vec<String> =
+                    self.listed(instance, which).into_iter().map(Result::unwrap_or_default).collect();
+                if patterns.is_empty() {
+                    return None;
+                }
+                ("stage", format!("{} {which}", instance.stage), patterns.join("\n"))
+            }
+        })
+    }
+
     /// The files that a command's stage lists.
-    fn find_listed(&self, stage: &str, which: &str) -> Result<RunSource, Diagnostic> {
-        let written = &self.loaded.manifest.stages[stage];
-        let (patterns, role) = if which == "code" { (&written.code, "code") } else { (&written.files, "file") };
+    fn find_listed(&self, instance: &Instance, which: &str) -> Result<RunSource, Diagnostic> {
+        let stage: &str = &instance.stage;
+        let patterns = self.listed(instance, which);
+        let role = if which == "code" { "code" } else { "file" };
         let mut paths: BTreeMap<PathBuf, String> = BTreeMap::new();
-        for (index, text) in patterns.iter().enumerate() {
+        for (index, text) in patterns.into_iter().enumerate() {
             let index = index.to_string();
             let place = ["stages", stage, which, &index];
-            let pattern = self.pattern(text, &place)?;
+            let text = text.map_err(|message| self.error(&place, message, None))?;
+            let pattern = self.pattern(&text, &place)?;
             let found = matches(&pattern).map_err(|message| self.error(&place, message, None))?;
             if found.is_empty() {
                 let message = format!("no file matches `{text}`");
@@ -289,19 +319,6 @@ impl<'a> Sources<'a> {
         }
         Ok(RunSource { name: name.to_owned(), settings, files })
     }
-}
-
-/// Which source an instance means, if it means one.
-fn id_of(from: &SourceFrom, instance: &Instance) -> Option<SourceId> {
-    Some(match from {
-        SourceFrom::Site => ("site", String::new(), instance.point.get("site")?.clone()),
-        SourceFrom::Backbone => ("backbone", String::new(), instance.point.get("backbone")?.clone()),
-        SourceFrom::Param(param) => {
-            let value = instance.params.get(param)?.as_str()?.to_owned();
-            ("param", format!("{} {param}", instance.stage), value)
-        }
-        SourceFrom::Stage(which) => ("stage", instance.stage.to_string(), which.clone()),
-    })
 }
 
 fn stem_of(path: &Path) -> String {

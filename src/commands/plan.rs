@@ -47,7 +47,9 @@ impl Plan {
                 println!("{}", line(&planner, &plan, *node));
             }
         }
-        match plan.open() {
+        let open = plan.open();
+        std::mem::forget((planner, plan, project.graph.clone()));
+        match open {
             0 => println!("\nEverything is up to date."),
             open => println!(
                 "\n{} to run. `siteline run` runs them; `siteline plan -v` says why each.",

@@ -89,6 +89,8 @@ impl Run {
             run::run(&mut planner, plan, &store, &settings, &stop, &mut |event| reporter.take(&event))?;
         reporter.finish();
         let written = report::write(&project, &planner, &plan);
+        // The process is about to end: taking thousands of instances apart one by one would only keep its user waiting.
+        std::mem::forget((planner, plan, project.graph.clone()));
         if !self.quiet {
             let table = written.as_ref().ok().and_then(|written| written.table.as_ref());
             if let (Some(table), true) = (table, summary.is_complete()) {

@@ -36,10 +36,15 @@ impl Verify {
             }
         }
         println!("{} hold ({:.1} MB).", count(verified.whole, "object"), verified.bytes as f64 / 1e6);
-        if verified.damaged_records > 0 {
-            println!("{} damaged; what they told of runs again.", count(verified.damaged_records, "record"));
+        for instance in &verified.damaged_records {
+            match instance {
+                Some(instance) => {
+                    println!("the record of {instance} is damaged; `siteline run --from '{instance}'` makes it anew")
+                }
+                None => println!("a record is damaged; what it told of runs again"),
+            }
         }
-        if verified.damage.is_empty() && verified.damaged_records == 0 {
+        if verified.damage.is_empty() && verified.damaged_records.is_empty() {
             return Ok(ExitCode::SUCCESS);
         }
         println!("{} damaged; `siteline run` makes anew what is needed.", count(verified.damage.len(), "object"));

@@ -11,14 +11,13 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use siteline_cache::Store;
-
+use super::gate::Gate;
 use super::sandbox::Sandbox;
-use super::work_dir::{self, Layout};
+use super::work_dir::{self, Layout, Workshop};
 use super::{Failure, Made, Message, processes};
 use crate::protocol::Reply;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// A log is cut here: what a runaway program prints must not fill the disk.
 const LONGEST_LOG: u64 = 64 << 20;
@@ -50,13 +49,14 @@ impl Groups {
 pub(crate) struct Job {
     pub(crate) number: u64,
     pub(crate) run: String,
-    pub(crate) store: Arc<Store>,
+    pub(crate) workshop: Arc<Workshop>,
     pub(crate) layout: Layout,
     /// The program and its arguments.
     pub(crate) words: Vec<String>,
     /// The declared environment; `None` where a variable that is passed on does not exist.
     pub(crate) env: Vec<(String, Option<String>)>,
     pub(crate) threads: usize,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) gpus: Vec<String>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) sandbox: Option<Sandbox>,
@@ -75,24 +75,28 @@ impl Job {
 
     fn work(&self) -> Result<Made, Failure> {
         let unable = |e: &dyn std::fmt::Display| Failure::new(format!("its working directory cannot be used: {e}"));
-        let dir = self.store.scratch().map_err(|e| unable(&e))?;
-        work_dir::fill(&self.store, dir.path(), &self.layout).map_err(|e| unable(&e))?;
+        let dir = self.workshop.set_up(&self.layout).map_err(|e| unable(&e))?;
         let started = SystemTime::now();
-        self.execute(dir.path())?;
-        siteline_cache::sync_point::reach("after-stage");
-        let files = work_dir::outputs(dir.path(), &self.layout)?;
-        if let Some(input) = work_dir::altered_input(&self.store, &self.layout, started) {
-            return Err(Failure::new(format!(
-                "it wrote to its input `{input}`, which is set aside; run again to make it anew"
-            )));
-        }
-        let outputs = work_dir::take_in(&self.store, dir.path(), &files)?;
+        self.gate.take(self.threads);
+        let executed = self.execute(&dir.path);
+        self.gate.give(self.threads);
+        let _ = self.tell.send(Message::Freed(self.number));
+        let made = executed.and_then(|()| {
+            siteline_cache::sync_point::reach("after-stage");
+            let files = work_dir::outputs(&dir.path, &self.layout)?;
+            match self.workshop.altered(&dir, &self.layout, started) {
+                Some(message) => Err(Failure::new(message)),
+                None => work_dir::take_in(&self.workshop.store, &dir.path, &files),
+            }
+        });
+        self.workshop.clear(dir);
+        let outputs = made?;
         let environment = BTreeMap::from([("threads".to_owned(), self.threads.to_string())]);
         Ok(Made { outputs, environment })
     }
 
     fn command(&self, dir: &std::path::Path) -> Command {
-        let visible = self.layout.files.iter().map(|(_, path)| path.as_path());
+        let visible = self.layout.files.iter().map(|(_, path)| path.as_path()).chain([self.workshop.root()]);
         let front = self.sandbox.as_ref().map(|sandbox| sandbox.words(dir, visible)).unwrap_or_default();
         let mut words = front.into_iter().map(PathBuf::into_os_string).chain(self.words.iter().map(Into::into));
         let mut command = Command::new(words.next().unwrap_or_default());
@@ -122,6 +126,9 @@ impl Job {
     }
 
     fn execute(&self, dir: &std::path::Path) -> Result<(), Failure> {
+        if self.groups.lock().stopped {
+            return Err(Failure::new("the run was stopped"));
+        }
         let no_start = |e: std::io::Error| Failure::new(format!("`{}` cannot be started: {e}", self.words[0]));
         let (read, write) = std::io::pipe().map_err(no_start)?;
         let mut command = self.command(dir);

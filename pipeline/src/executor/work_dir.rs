@@ -6,12 +6,17 @@
 //! params.json                         `with`, after substitution
 //! PATH/OF/SCRIPT, PATH/OF/DATA        the project's files that the stage lists
 //! ```
+//!
+//! Thousands of instances read the same artifacts: the folder of links to an artifact's objects is made once in a run (a
+//! [`View`]) and linked to. Directories are used again, emptied, as file systems are slow at making and removing inodes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use siteline_cache::{Digest, Output, Store};
@@ -21,8 +26,8 @@ use super::Failure;
 /// What a command finds and leaves.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Layout {
-    /// Folder below `inputs`, file in it, and the object.
-    pub(crate) inputs: Vec<(String, String, Digest)>,
+    /// Every artifact that it reads.
+    pub(crate) inputs: Vec<Input>,
     /// Data: path in the working directory and where the file lies.
     pub(crate) files: Vec<(String, PathBuf)>,
     /// Code, likewise. It is copied: a script that is a link would import its neighbours from the project, declared or not.
@@ -33,45 +38,284 @@ pub(crate) struct Layout {
     pub(crate) outputs: Vec<String>,
 }
 
-/// Fills an empty directory.
-pub(crate) fn fill(store: &Store, dir: &Path, layout: &Layout) -> io::Result<()> {
-    let mut made: BTreeSet<PathBuf> = BTreeSet::new();
-    let mut folder = |path: &Path| -> io::Result<()> {
-        if let Some(parent) = path.parent()
-            && parent != dir
-            && made.insert(parent.to_owned())
-        {
-            fs::create_dir_all(parent)?;
+/// An artifact among the inputs.
+#[derive(Clone, Debug)]
+pub(crate) struct Input {
+    /// The input's name.
+    pub(crate) name: String,
+    /// Where several are gathered, what tells this one from the others.
+    pub(crate) gathered: Option<String>,
+    /// Whether others read it as well.
+    pub(crate) shared: bool,
+    /// The key of the execution that made it.
+    pub(crate) key: Digest,
+    /// Its files.
+    pub(crate) files: Vec<Output>,
+}
+
+/// A folder of links, shared by everything that reads the same.
+#[derive(Debug)]
+struct View {
+    path: PathBuf,
+    /// Symbolic links to the folder, by the depth at which they stand below the workshop's root. Whoever shows the view gets
+    /// a hard link to one of them, which costs no inode; relative ones are quick to follow.
+    links: [OnceLock<PathBuf>; 2],
+    /// The folders in it, with their times when they were made.
+    folders: Vec<(PathBuf, SystemTime)>,
+    /// Views that it links to.
+    parts: Vec<Arc<View>>,
+}
+
+/// A view as it stands in another view.
+const IN_VIEW: usize = 1;
+/// A view as it stands in the `inputs` of a working directory.
+const IN_INPUTS: usize = 2;
+
+impl View {
+    /// Shows the view as `place`, which stands `depth` folders below the workshop's root.
+    fn show(&self, place: &Path, depth: usize) -> io::Result<()> {
+        let known = &self.links[depth - 1];
+        if known.get().is_none() {
+            let link = self.path.with_extension(format!("link{depth}"));
+            let mut target: PathBuf = std::iter::repeat_n("..", depth).collect();
+            target.push(self.path.file_name().unwrap_or_default());
+            match symlink(&target, &link) {
+                // Somebody else was first.
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                _ => {}
+            }
+            let _ = known.set(link);
+        }
+        known.get().map_or_else(|| Err(io::ErrorKind::NotFound.into()), |link| fs::hard_link(link, place))
+    }
+
+    /// Whether nobody has put anything into it: as root a program can.
+    fn is_untouched(&self) -> bool {
+        let same = |(path, time): &(PathBuf, SystemTime)| {
+            fs::metadata(path).and_then(|m| m.modified()).is_ok_and(|t| t == *time)
+        };
+        self.folders.iter().all(same) && self.parts.iter().all(|part| part.is_untouched())
+    }
+}
+
+/// Where the commands of a run work.
+pub(crate) struct Workshop {
+    pub(crate) store: Arc<Store>,
+    root: tempfile::TempDir,
+    made: AtomicUsize,
+    free: Mutex<Vec<PathBuf>>,
+    views: Mutex<HashMap<Vec<(String, Digest)>, Arc<View>>>,
+}
+
+/// A working directory in use, and the views that it shows.
+#[derive(Debug)]
+pub(crate) struct WorkDir {
+    pub(crate) path: PathBuf,
+    views: Vec<Arc<View>>,
+}
+
+impl Workshop {
+    pub(crate) fn new(store: Arc<Store>) -> Result<Self, siteline_cache::StoreError> {
+        let root = store.scratch()?;
+        Ok(Self { store, root, made: AtomicUsize::new(0), free: Mutex::default(), views: Mutex::default() })
+    }
+
+    /// The folder that holds all views.
+    pub(crate) fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    fn fresh(&self, prefix: &str) -> io::Result<PathBuf> {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let path = self.root.path().join(format!("{prefix}{number}"));
+        fs::create_dir(&path)?;
+        Ok(path)
+    }
+
+    /// A directory with everything that a command finds.
+    pub(crate) fn set_up(&self, layout: &Layout) -> io::Result<WorkDir> {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let path = free.map_or_else(|| self.fresh("work"), Ok)?;
+        let mut dir = WorkDir { path, views: Vec::new() };
+        self.link_inputs(&mut dir, layout)?;
+        let dir_path = &dir.path;
+        let mut made: BTreeSet<PathBuf> = BTreeSet::new();
+        let mut place = |name: &str| -> io::Result<PathBuf> {
+            let path = dir_path.join(name);
+            if let Some(parent) = path.parent().filter(|parent| *parent != dir_path)
+                && made.insert(parent.to_owned())
+            {
+                fs::create_dir_all(parent)?;
+            }
+            Ok(path)
+        };
+        for (name, file) in &layout.files {
+            symlink(file, place(name)?)?;
+        }
+        for (name, file) in &layout.code {
+            fs::copy(file, place(name)?)?;
+        }
+        for output in &layout.outputs {
+            // A folder is there already, and so is the folder of a file: `>results/a.txt` just works.
+            let path = place(output)?;
+            if output.ends_with('/') {
+                fs::create_dir_all(path)?;
+            }
+        }
+        if let Some(params) = &layout.params {
+            fs::write(place("params.json")?, params)?;
+        }
+        Ok(dir)
+    }
+
+    fn link_inputs(&self, dir: &mut WorkDir, layout: &Layout) -> io::Result<()> {
+        let mut rest = layout.inputs.as_slice();
+        let inputs = dir.path.join("inputs");
+        if !rest.is_empty() && !inputs.is_dir() {
+            fs::create_dir(&inputs)?;
+        }
+        while let Some(first) = rest.first() {
+            let count = rest.iter().take_while(|input| input.name == first.name).count();
+            let (group, others) = rest.split_at(count);
+            rest = others;
+            let place = inputs.join(&first.name);
+            if let ([one], false) = (group, first.shared || first.gathered.is_some()) {
+                self.link_files(&one.files, &place)?;
+                continue;
+            }
+            let view = self.view(group)?;
+            view.show(&place, IN_INPUTS).or_else(|_| {
+                // A folder of the command before this one.
+                fs::remove_dir(&place)?;
+                view.show(&place, IN_INPUTS)
+            })?;
+            dir.views.push(view);
         }
         Ok(())
-    };
-    for (place, name, digest) in &layout.inputs {
-        let path = dir.join("inputs").join(place).join(name);
-        folder(&path)?;
-        symlink(store.object_path(digest), &path)?;
     }
-    for (name, file) in &layout.files {
-        let path = dir.join(name);
-        folder(&path)?;
-        symlink(file, &path)?;
-    }
-    for (name, file) in &layout.code {
-        let path = dir.join(name);
-        folder(&path)?;
-        fs::copy(file, &path)?;
-    }
-    for output in &layout.outputs {
-        // A folder is there already, and so is the folder of a file: `>results/a.txt` just works.
-        let path = dir.join(output);
-        folder(&path)?;
-        if output.ends_with('/') {
-            fs::create_dir_all(path)?;
+
+    /// The view of what is read by one input.
+    fn view(&self, group: &[Input]) -> io::Result<Arc<View>> {
+        match group {
+            [one] if one.gathered.is_none() => self.artifact(one),
+            _ => {
+                let id = |input: &Input| (input.gathered.clone().unwrap_or_default(), input.key);
+                self.known(group.iter().map(id).collect(), || {
+                    let path = self.fresh("several")?;
+                    let mut parts = Vec::with_capacity(group.len());
+                    for input in group {
+                        let part = self.artifact(input)?;
+                        part.show(&path.join(input.gathered.as_deref().unwrap_or("all")), IN_VIEW)?;
+                        parts.push(part);
+                    }
+                    seal(path, Vec::new(), parts)
+                })
+            }
         }
     }
-    if let Some(params) = &layout.params {
-        fs::write(dir.join("params.json"), params)?;
+
+    /// The view of one artifact.
+    fn artifact(&self, input: &Input) -> io::Result<Arc<View>> {
+        self.known(vec![("artifact".to_owned(), input.key)], || {
+            let path = self.fresh("view")?;
+            let folders = self.link_files(&input.files, &path)?;
+            seal(path, folders, Vec::new())
+        })
+    }
+
+    /// Links to an artifact's objects. Returns the folders below `path` that were made for them.
+    fn link_files(&self, files: &[Output], path: &Path) -> io::Result<Vec<PathBuf>> {
+        if !path.is_dir() {
+            fs::create_dir(path)?;
+        }
+        let mut folders = BTreeSet::new();
+        for file in files {
+            let link = path.join(&file.path);
+            if let Some(parent) = link.parent().filter(|parent| *parent != path)
+                && folders.insert(parent.to_owned())
+            {
+                fs::create_dir_all(parent)?;
+            }
+            let object = self.store.object_path(&file.digest);
+            // An object may have no more links to it than the file system allows.
+            fs::hard_link(&object, &link).or_else(|_| symlink(&object, &link))?;
+        }
+        Ok(folders.into_iter().collect())
+    }
+
+    fn known(&self, id: Vec<(String, Digest)>, make: impl FnOnce() -> io::Result<View>) -> io::Result<Arc<View>> {
+        let find =
+            |id: &Vec<(String, Digest)>| self.views.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
+        if let Some(view) = find(&id) {
+            return Ok(view);
+        }
+        // Made outside the lock: two may make the same at once, and the first that is done is kept.
+        let view = Arc::new(make()?);
+        Ok(self.views.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_insert(view).clone())
+    }
+
+    /// Whether everything that a command was shown is as it was: its links, and the objects behind them.
+    pub(crate) fn altered(&self, dir: &WorkDir, layout: &Layout, started: SystemTime) -> Option<String> {
+        if !dir.views.iter().all(|view| view.is_untouched()) {
+            // Whoever reads the same next gets views of its own.
+            self.views.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            return Some("it wrote into its `inputs`, which others read".to_owned());
+        }
+        let objects = layout.inputs.iter().flat_map(|input| &input.files);
+        objects.into_iter().find_map(|file| {
+            let modified = fs::metadata(self.store.object_path(&file.digest)).and_then(|meta| meta.modified());
+            let untouched = modified.is_ok_and(|time| time < started);
+            let damaged = !untouched && self.store.check_object(&file.digest).map_or(true, |checked| checked.is_err());
+            damaged.then(|| {
+                format!("it wrote to its input `{}`, which is set aside; run again to make it anew", file.path)
+            })
+        })
+    }
+
+    /// Empties a directory for the next command.
+    pub(crate) fn clear(&self, dir: WorkDir) {
+        if empty(&dir.path, 0).is_ok() {
+            self.free.lock().unwrap_or_else(PoisonError::into_inner).push(dir.path);
+        }
+    }
+}
+
+/// Removes what is in a folder; `inputs` and the folders in it stay, emptied.
+fn empty(folder: &Path, depth: usize) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() {
+            fs::remove_file(entry.path())?;
+        } else if depth == 1 || (depth == 0 && entry.file_name() == "inputs") {
+            empty(&entry.path(), depth + 1)?;
+        } else {
+            fs::remove_dir_all(entry.path())?;
+        }
     }
     Ok(())
+}
+
+/// Notes the times of a finished view's folders and takes the right to write away.
+fn seal(path: PathBuf, mut folders: Vec<PathBuf>, parts: Vec<Arc<View>>) -> io::Result<View> {
+    folders.push(path.clone());
+    let mut stamped = Vec::with_capacity(folders.len());
+    for folder in folders {
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o555))?;
+        let time = fs::metadata(&folder)?.modified()?;
+        stamped.push((folder, time));
+    }
+    Ok(View { path, links: Default::default(), folders: stamped, parts })
+}
+
+impl Drop for Workshop {
+    fn drop(&mut self) {
+        // Folders that cannot be written cannot be emptied either.
+        for view in self.views.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            for (folder, _) in &view.folders {
+                let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
+            }
+        }
+    }
 }
 
 /// The files of the declared outputs, relative to the directory.
@@ -106,17 +350,6 @@ pub(crate) fn outputs(dir: &Path, layout: &Layout) -> Result<Vec<String>, Failur
         return Err(Failure::new(format!("it left a file whose name has control characters: {bad:?}")));
     }
     Ok(all.into_iter().collect())
-}
-
-/// The first input object that was written to since `started`, though it is read-only: as root a program can.
-pub(crate) fn altered_input(store: &Store, layout: &Layout, started: SystemTime) -> Option<String> {
-    let objects: BTreeMap<&Digest, &String> = layout.inputs.iter().map(|(_, name, digest)| (digest, name)).collect();
-    objects.into_iter().find_map(|(digest, name)| {
-        let modified = fs::metadata(store.object_path(digest)).and_then(|meta| meta.modified());
-        let untouched = modified.is_ok_and(|time| time < started);
-        let damaged = !untouched && store.check_object(digest).map_or(true, |checked| checked.is_err());
-        damaged.then(|| name.clone())
-    })
 }
 
 /// Puts the outputs of a directory into the store.

@@ -7,7 +7,7 @@ use petgraph::graph::{DiGraph, NodeIndex};
 
 use super::params::Params;
 use super::{Instance, Read};
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::manifest::{Axis, Loaded, Stage};
 use crate::pattern::Condition;
 use crate::protocol::{Point, Resources};
@@ -55,8 +55,8 @@ impl<'a> Builder<'a> {
         self.found.push(Diagnostic { file: self.loaded.path.clone(), span, message, hint });
     }
 
-    pub(super) fn give_up(&mut self) -> Result<(), Vec<Diagnostic>> {
-        if self.found.is_empty() { Ok(()) } else { Err(std::mem::take(&mut self.found)) }
+    pub(super) fn give_up(&mut self) -> Result<(), Diagnostics> {
+        if self.found.is_empty() { Ok(()) } else { Err(Diagnostics { list: std::mem::take(&mut self.found) }) }
     }
 
     /// Refuses a sweep of more instances than anybody means, before memory is taken for it.

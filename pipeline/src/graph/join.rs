@@ -24,6 +24,21 @@ struct Prepared<'b> {
     by_labels: HashMap<Vec<&'b str>, Vec<usize>>,
 }
 
+impl Prepared<'_> {
+    /// The axes of the asking stage that decide what is found, by place.
+    fn deciding(&self, own: &[String]) -> Vec<usize> {
+        let conditions = [&self.filter, &self.when];
+        let words: Vec<&str> = conditions
+            .into_iter()
+            .flatten()
+            .flat_map(Condition::comparisons)
+            .flat_map(|(left, right)| [left.word.as_str(), right.word.as_str()])
+            .collect();
+        let decides = |place: &usize| self.ask.contains(place) || words.contains(&own[*place].as_str());
+        (0..own.len()).filter(decides).collect()
+    }
+}
+
 impl<'a> Builder<'a> {
     /// Pairs of axes that must be equal: those of one name, and those that `where` says so of.
     fn equal_axes(own: &[String], needed: &[String], filter: Option<&Condition>) -> Vec<(usize, usize)> {
@@ -110,50 +125,56 @@ impl<'a> Builder<'a> {
     ) -> Vec<(usize, usize)> {
         let mut joined = self.joined;
         let prepared = self.prepare(own, join);
-        // Candidates in the order of their points, which is how reads are listed.
+        // What is gathered is listed in the order of points.
         let rank = |index: &usize| {
             let instance = &self.dag[prepared.needed.nodes[*index].0];
             (&instance.point, &instance.name)
         };
-        let mut in_order: Vec<usize> = (0..prepared.needed.nodes.len()).collect();
-        in_order.sort_by(|a, b| rank(a).cmp(&rank(b)));
-        let mut ranks = vec![0; in_order.len()];
-        in_order.iter().enumerate().for_each(|(rank, index)| ranks[*index] = rank);
-        let none = Vec::new();
         let mut counts = Vec::with_capacity(members.len());
+        // What a member finds depends on few of its axes: thousands of members find the same.
+        let deciding = prepared.deciding(own);
+        let mut known: HashMap<Box<[u32]>, Option<Vec<usize>>> = HashMap::new();
         for (member, (_, places)) in members.iter().enumerate() {
-            let mine = |axis: &str| {
-                own.iter().position(|known| known == axis).map(|place| self.label(&own[place], places[place]))
-            };
-            if prepared.when.as_ref().is_some_and(|condition| !condition.holds(&mine)) {
-                continue;
-            }
-            let labels: Vec<&str> = prepared.ask.iter().map(|axis| self.label(&own[*axis], places[*axis])).collect();
-            let mut fitting: Vec<usize> = Vec::new();
-            for index in prepared.by_labels.get(&labels).unwrap_or(&none) {
-                let (_, there) = &prepared.needed.nodes[*index];
-                let per = &prepared.needed.per;
-                let either = |axis: &str| {
-                    mine(axis).or_else(|| {
-                        per.iter().position(|known| known == axis).map(|place| self.label(&per[place], there[place]))
-                    })
-                };
-                if prepared.filter.as_ref().is_none_or(|condition| condition.holds(&either)) {
-                    fitting.push(*index);
-                }
-            }
+            let decided_by: Box<[u32]> = deciding.iter().map(|axis| places[*axis]).collect();
+            let fitting = known.entry(decided_by).or_insert_with(|| {
+                let mut fitting = self.fitting(&prepared, own, places)?;
+                fitting.sort_unstable_by(|a, b| rank(a).cmp(&rank(b)));
+                Some(fitting)
+            });
+            let Some(fitting) = fitting else { continue };
             joined += fitting.len();
             if joined > MOST_JOINS {
                 break;
             }
-            fitting.sort_unstable_by_key(|index| ranks[*index]);
             counts.push((member, fitting.len()));
-            let read = |index: usize| Read { input: input.clone(), node: prepared.needed.nodes[index].0 };
-            reads[member].extend(fitting.into_iter().map(read));
+            let read = |index: &usize| Read { input: input.clone(), node: prepared.needed.nodes[*index].0 };
+            reads[member].reserve_exact(fitting.len());
+            reads[member].extend(fitting.iter().map(read));
         }
         drop(prepared);
         self.joined = joined;
         counts
+    }
+
+    /// The artifacts that a member reads by one input, as places among the needed stage's instances; `None` where the member
+    /// does not have the need.
+    fn fitting(&self, prepared: &Prepared, own: &[String], places: &[u32]) -> Option<Vec<usize>> {
+        let mine =
+            |axis: &str| own.iter().position(|known| known == axis).map(|place| self.label(&own[place], places[place]));
+        if prepared.when.as_ref().is_some_and(|condition| !condition.holds(&mine)) {
+            return None;
+        }
+        let labels: Vec<&str> = prepared.ask.iter().map(|axis| self.label(&own[*axis], places[*axis])).collect();
+        let fits = |index: &&usize| {
+            let (_, there) = &prepared.needed.nodes[**index];
+            let per = &prepared.needed.per;
+            let theirs = |axis: &str| {
+                per.iter().position(|known| known == axis).map(|place| self.label(&per[place], there[place]))
+            };
+            let either = |axis: &str| mine(axis).or_else(|| theirs(axis));
+            prepared.filter.as_ref().is_none_or(|condition| condition.holds(&either))
+        };
+        Some(prepared.by_labels.get(&labels).into_iter().flatten().filter(fits).copied().collect())
     }
 
     fn too_many(&mut self, path: &[&str], instance: &str, per: &[String], join: &Join, count: usize, reads: &[Read]) {

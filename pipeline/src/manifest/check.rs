@@ -105,7 +105,13 @@ impl Checker<'_> {
                 }
             }
         }
-        for value in self.axes.get("backbone").cloned().unwrap_or_default() {
+        let encodes = |stage: &Stage| {
+            let kind = self.loaded.kinds.iter().find(|kind| Some(&kind.name) == stage.uses.as_ref());
+            kind.is_some_and(|kind| kind.sources.iter().any(|source| source.from == SourceFrom::Backbone))
+        };
+        // An axis that only commands look at may be called so and mean something else.
+        let named = manifest.stages.values().any(encodes);
+        for value in self.axes.get("backbone").filter(|_| named).cloned().unwrap_or_default() {
             if !manifest.backbones.contains_key(&value.label()) {
                 let index = self.axes["backbone"].iter().position(|v| *v == value).unwrap_or(0).to_string();
                 let hint = suggest(&value.label(), "`backbones` has", manifest.backbones.keys().map(String::as_str));

@@ -101,7 +101,7 @@ fn substitute_in(value: &Value, of: &impl Fn(&str) -> Option<String>) -> Result<
 }
 
 /// Replaces each `${NAME}`; `$${` stands for `${` itself.
-fn substitute(text: &str, of: &impl Fn(&str) -> Option<String>) -> Result<String, String> {
+pub(crate) fn substitute(text: &str, of: &impl Fn(&str) -> Option<String>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(place) = rest.find("${") {

@@ -12,7 +12,7 @@ impl Driver<'_, '_, '_> {
         let Some(scratch) = job.scratch.take() else { return };
         let (store, tell) = (self.store.clone(), self.sender.clone());
         let declared: Vec<String> = self.planner.kind(job.node).outputs.iter().map(|o| o.path.clone()).collect();
-        std::thread::spawn(move || {
+        self.crew.carry_out(move || {
             siteline_cache::sync_point::reach("after-stage");
             let work = || {
                 let absent = declared.iter().find(|path| !scratch.path().join(path).exists());
@@ -85,7 +85,7 @@ impl Driver<'_, '_, '_> {
             run: self.id.clone(),
             started_ms: job.started_ms,
             finished_ms: now_ms(),
-            inputs: job.resolved.inputs.iter().map(|(_, input)| input.clone()).collect(),
+            inputs: job.resolved.inputs.iter().map(|input| input.from.clone()).collect(),
             sources: sources.collect(),
             outputs,
             metrics: std::mem::take(&mut job.metrics),
@@ -109,7 +109,9 @@ impl Driver<'_, '_, '_> {
             (self.tell)(Event::Warning { instance: name.clone(), text: text.into() });
         }
         // What was kept for another attempt is not needed any more.
-        let _ = std::fs::remove_dir_all(self.store.resume_folder(&committed.record.key));
+        if !crate::manifest::command::is_command(self.planner.kind(waited.node)) {
+            let _ = std::fs::remove_dir_all(self.store.resume_folder(&committed.record.key));
+        }
         self.summary.executed.push(name.clone());
         self.note(name.clone(), "executed", Some(committed.record.key), None)?;
         (self.tell)(Event::Finished { instance: name, how: How::Executed(waited.took) });

@@ -15,7 +15,7 @@ use crate::schedule::Phase;
 impl Driver<'_, '_, '_> {
     /// Rehashes what an instance is about to read, each object once a run: a flipped bit must never become a number.
     pub(super) fn damaged_input(&mut self, resolved: &Resolved) -> Result<Option<String>, StoreError> {
-        for (_, input) in &resolved.inputs {
+        for input in &resolved.inputs {
             for file in &input.files {
                 if self.checked.contains(&file.digest) {
                     continue;
@@ -23,7 +23,7 @@ impl Driver<'_, '_, '_> {
                 if let Err(damage) = self.store.check_object(&file.digest)? {
                     return Ok(Some(format!(
                         "its input {} of `{}` was damaged in the store ({}) and is set aside; run again to make it anew",
-                        file.path, input.instance, damage.problem
+                        file.path, input.from.instance, damage.problem
                     )));
                 }
                 self.checked.insert(file.digest);

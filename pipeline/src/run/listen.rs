@@ -22,9 +22,21 @@ impl Driver<'_, '_, '_> {
                 self.said(number, reply);
                 Ok(())
             }
+            Message::Freed(number) => {
+                if let Some(job) = self.jobs.get_mut(&number) {
+                    self.pool.give(std::mem::take(&mut job.held));
+                }
+                Ok(())
+            }
             Message::Made(number, made) => self.made(number, made),
             Message::Committed(committed) => self.committed(committed),
         }
+    }
+
+    /// A worker's instance does not hold its resources any more.
+    pub(super) fn release(&mut self, held: Held) {
+        self.gate.give(held.cpu);
+        self.pool.give(held);
     }
 
     fn job_of(&mut self, worker: usize) -> Option<&mut Job> {
@@ -37,7 +49,7 @@ impl Driver<'_, '_, '_> {
         let Some(job) = self.by_worker.remove(&worker).and_then(|number| self.jobs.remove(&number)) else {
             return Ok(());
         };
-        self.pool.give(job.held);
+        self.release(job.held);
         let how = status.map_or_else(|| "it ended in an unknown way".to_owned(), how_it_ended);
         let message = job.ended_because.unwrap_or_else(|| format!("its worker died: {how}"));
         self.attempt_failed(job.node, Failure::new(message), Some(job.log_path))
@@ -48,9 +60,13 @@ impl Driver<'_, '_, '_> {
             Reply::Done { environment } => {
                 self.by_worker.remove(&worker);
                 self.workers.release(worker);
-                if let Some(job) = self.jobs.get_mut(&number) {
+                let held = self.jobs.get_mut(&number).map(|job| {
                     job.worker = None;
                     job.environment = environment;
+                    std::mem::take(&mut job.held)
+                });
+                if let Some(held) = held {
+                    self.release(held);
                 }
                 self.collect(number);
                 Ok(())
@@ -62,7 +78,7 @@ impl Driver<'_, '_, '_> {
                 if let Some(log) = &mut job.log {
                     let _ = writeln!(log, "failed: {message}");
                 }
-                self.pool.give(job.held);
+                self.release(job.held);
                 self.attempt_failed(job.node, Failure::new(message), Some(job.log_path))
             }
             other => {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::executor::command;
-use crate::executor::work_dir::Layout;
+use crate::executor::work_dir::{self, Layout, Workshop};
 use crate::manifest;
 use crate::pack::Home;
 use crate::pattern::Condition;
@@ -56,7 +56,11 @@ impl Driver<'_, '_, '_> {
             return self.fail(node, message, None);
         }
         let wanted = self.planner.graph.dag[node].resources.clone();
-        let held = self.pool.take(&wanted).expect("whoever is looked at has its resources");
+        let held = self.pool.take(&wanted);
+        if !manifest::command::is_command(self.planner.kind(node)) {
+            // The slots are free: nobody was let in ahead of it.
+            self.gate.take(held.cpu);
+        }
         self.start(node, resolved, claim, held)
     }
 
@@ -105,10 +109,10 @@ impl Driver<'_, '_, '_> {
             resolved,
         };
         match self.planner.loaded.homes[self.planner.graph.dag[node].kind].clone() {
-            Home::Command => self.start_command(number, &job, timeout),
+            Home::Command => self.start_command(number, &job, timeout)?,
             Home::Pack(command) => {
                 if let Err(message) = self.start_worker(number, &mut job, &command)? {
-                    self.pool.give(job.held);
+                    self.release(job.held);
                     return self.attempt_failed(node, Failure::new(message), Some(job.log_path));
                 }
             }
@@ -134,9 +138,9 @@ impl Driver<'_, '_, '_> {
         writeln!(log, "{name}\nkey {}", job.resolved.key).map_err(io(&job.log_path))?;
         let scratch = self.store.scratch()?;
         let resolved = &job.resolved;
-        let inputs = resolved.inputs.iter().map(|(point, input)| RunInput {
-            name: input.name.clone(),
-            point: point.clone(),
+        let inputs = resolved.inputs.iter().map(|input| RunInput {
+            name: input.from.name.clone(),
+            point: input.point.clone(),
             files: input.files.iter().map(|f| (f.path.clone(), self.store.object_path(&f.digest))).collect(),
         });
         let kind = self.planner.kind(job.node);
@@ -165,7 +169,11 @@ impl Driver<'_, '_, '_> {
         }
     }
 
-    fn start_command(&mut self, number: u64, job: &Job, timeout: Option<Duration>) {
+    fn start_command(&mut self, number: u64, job: &Job, timeout: Option<Duration>) -> Result<(), StoreError> {
+        if self.workshop.is_none() {
+            self.workshop = Some(Arc::new(Workshop::new(self.store.clone())?));
+        }
+        let Some(workshop) = self.workshop.clone() else { return Ok(()) };
         let instance = &self.planner.graph.dag[job.node];
         let stage = &self.planner.loaded.manifest.stages[instance.stage.as_ref()];
         let params = &instance.params;
@@ -181,9 +189,12 @@ impl Driver<'_, '_, '_> {
             let sources = job.resolved.sources.values().flat_map(|source| &source.files);
             sources.filter(|file| file.role == role).map(|file| (file.label.clone(), file.path.clone())).collect()
         };
-        let inputs = job.resolved.inputs.iter().flat_map(|(point, input)| {
-            let place = place_of(&input.name, point, &stage.per, &stage.needs[&input.name]);
-            input.files.iter().map(move |file| (place.clone(), file.path.clone(), file.digest))
+        let inputs = job.resolved.inputs.iter().map(|input| work_dir::Input {
+            name: input.from.name.clone(),
+            gathered: gathered(&input.point, &stage.per, &stage.needs[&input.from.name]),
+            shared: input.shared,
+            key: input.from.key,
+            files: input.files.clone(),
         });
         let layout = Layout {
             inputs: inputs.collect(),
@@ -195,7 +206,7 @@ impl Driver<'_, '_, '_> {
         let command = command::Job {
             number,
             run: self.id.clone(),
-            store: self.store.clone(),
+            workshop,
             layout,
             heading: format!(
                 "{}\nkey {}\n$ {}\n",
@@ -206,6 +217,7 @@ impl Driver<'_, '_, '_> {
             words,
             env: env.into_iter().flatten().map(|(name, value)| (name.clone(), text(value))).collect(),
             threads: job.held.cpu,
+            gate: self.gate.clone(),
             gpus: job.held.gpus.clone(),
             timeout,
             sandbox: self.settings.sandbox.clone(),
@@ -213,12 +225,13 @@ impl Driver<'_, '_, '_> {
             groups: self.groups.clone(),
             tell: self.sender.clone(),
         };
-        std::thread::spawn(move || command.carry_out());
+        self.crew.carry_out(move || command.carry_out());
+        Ok(())
     }
 }
 
-/// The folder of an artifact below `inputs`: the input's name, and the axes that are gathered.
-fn place_of(input: &str, point: &Point, per: &[String], need: &manifest::Need) -> String {
+/// What tells an artifact from the others that are read by the same input: the axes that are gathered, if there are any.
+fn gathered(point: &Point, per: &[String], need: &manifest::Need) -> Option<String> {
     let join = need.join();
     let filter = join.filter.as_ref().and_then(|text| Condition::parse(text).ok());
     let pinned = |axis: &String| {
@@ -232,5 +245,5 @@ fn place_of(input: &str, point: &Point, per: &[String], need: &manifest::Need) -
         .filter(|(axis, _)| !per.contains(axis) && !pinned(axis))
         .map(|(axis, value)| format!("{axis}={value}"))
         .collect();
-    if gathered.is_empty() { input.to_owned() } else { format!("{input}/{}", gathered.join(",")) }
+    (!gathered.is_empty()).then(|| gathered.join(","))
 }

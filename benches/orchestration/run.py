@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""Times the same sweep under Siteline, ninja, Snakemake and DVC, side by side, and prints the ratios.
+
+    benches/orchestration/run.py [--sizes 100,1000,10000] [--tools siteline,ninja] [--siteline PROGRAM]
+
+Each tool starts from nothing (cold), does nothing (no-op), and follows one changed data file. The tools take turns, and each
+number is the best of several for what is quick. Peers are installed by pip into a folder of their own. A tool that is over
+its time limit is reported as such.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from sweep import Sweep
+
+CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "siteline")
+PEERS = {"ninja": "ninja==1.13.0", "snakemake": "snakemake==9.13.4", "dvc": "dvc==3.63.0"}
+LIMIT = 300
+
+
+def install(tools):
+    folder = os.path.join(CACHE, "bench-peers")
+    for tool in tools:
+        if tool == "siteline" or os.path.exists(f"{folder}/{tool}/.complete"):
+            continue
+        shutil.rmtree(f"{folder}/{tool}", ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", f"{folder}/{tool}"], check=True)
+        subprocess.run([f"{folder}/{tool}/bin/pip", "install", "--quiet", PEERS[tool]], check=True)
+        open(f"{folder}/{tool}/.complete", "w").close()
+    return folder
+
+
+def commands(tool, folder, siteline, jobs):
+    """The command that brings everything up to date, and the one that only plans."""
+    if tool == "siteline":
+        return [siteline, "run", "--quiet", "-j", jobs], [siteline, "plan"]
+    program = f"{folder}/{tool}/bin/{tool}"
+    if tool == "ninja":
+        return [program, "-j", jobs, "--quiet"], [program, "-n", "--quiet"]
+    if tool == "snakemake":
+        return [program, "-j", jobs, "--quiet", "all"], [program, "-n", "--quiet", "all"]
+    return [program, "repro", "--quiet"], [program, "status", "--quiet"]
+
+
+def timed(command, where):
+    """Seconds and peak memory in MB of a command; None if it is over the limit or fails."""
+    began = time.perf_counter()
+    # Of its own session, so that whatever it started ends with it.
+    process = subprocess.Popen(
+        command, cwd=where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    pid, status, usage = 0, 0, None
+    while pid == 0:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        took = time.perf_counter() - began
+        if pid == 0 and took > LIMIT:
+            os.killpg(process.pid, 9)
+            os.wait4(process.pid, 0)
+            return None
+        if pid == 0:
+            time.sleep(min(0.0005 * (1 + took * 20), 0.05))
+    return (took, usage.ru_maxrss / 1024) if status == 0 else None
+
+
+def best(command, where, times):
+    found = [timed(command, where) for _ in range(times)]
+    return None if None in found else min(found)
+
+
+def measure(tool, size, peers, siteline, jobs, scratch):
+    sweep = Sweep(size)
+    where = f"{scratch}/{tool}-{size}"
+    os.mkdir(where)
+    getattr(sweep, tool)(where)
+    if tool == "dvc":
+        dvc = f"{peers}/dvc/bin/dvc"
+        subprocess.run([dvc, "init", "--no-scm", "--quiet"], cwd=where, check=True)
+        subprocess.run([dvc, "config", "core.analytics", "false"], cwd=where, check=True)
+    run, plan = commands(tool, peers, siteline, jobs)
+    os.sync()
+    row = {"cold": timed(run, where)}
+    if row["cold"]:
+        times = 7 if row["cold"][0] < 60 else 1
+        row["no-op"] = best(run, where, times)
+        row["plan"] = best(plan, where, times)
+        with open(f"{where}/data/{sweep.sites[0]}.txt", "a") as file:
+            file.write("one more\n")
+        # A file's times move in steps of the kernel's clock.
+        time.sleep(0.05)
+        row["one file"] = timed(run, where)
+        memory = [entry[1] for entry in row.values() if entry]
+        row["memory"] = max(memory)
+    return sweep.count, row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="100,1000,10000")
+    parser.add_argument("--tools", default="siteline,ninja,snakemake,dvc")
+    target = os.environ.get("CARGO_TARGET_DIR") or f"{CACHE}/target"
+    parser.add_argument("--siteline", default=f"{target}/release/siteline")
+    parser.add_argument("--jobs", default=str(os.cpu_count()))
+    options = parser.parse_args()
+    tools = options.tools.split(",")
+    peers = install(tools)
+    # So many processes at once need file handles.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Nothing is removed before the end: file systems avoid inodes that were freed lately, and are slow for it.
+    with tempfile.TemporaryDirectory(prefix="siteline-bench-") as scratch:
+        compare(options, tools, peers, scratch)
+
+
+def compare(options, tools, peers, scratch):
+    given_up = set()
+    for size in map(int, options.sizes.split(",")):
+        rows, count = {}, 0
+        for tool in tools:
+            if tool in given_up:
+                continue
+            count, rows[tool] = measure(tool, size, peers, options.siteline, options.jobs, scratch)
+            if not rows[tool]["cold"]:
+                given_up.add(tool)
+        print(f"\n{count} instances, {options.jobs} at a time; seconds, and Siteline's time as a multiple of the tool's")
+        columns = ["cold", "no-op", "one file", "plan"]
+        print(f"{'tool':10}" + "".join(f"{c:>20}" for c in columns) + f"{'memory (MB)':>14}")
+        own = rows.get("siteline", {})
+        for tool, row in rows.items():
+            line = f"{tool:10}"
+            for column in columns:
+                entry = row.get(column)
+                if not entry:
+                    line += f"{'over ' + str(LIMIT) if column == 'cold' else '-':>20}"
+                    continue
+                ratio = f"{own[column][0] / entry[0]:8.3f}x" if own.get(column) and tool != "siteline" else " " * 9
+                line += f"{entry[0]:>11.3f}{ratio}"
+            print(line + (f"{row['memory']:>14.0f}" if "memory" in row else ""), flush=True)
+
+
+if __name__ == "__main__":
+    main()
