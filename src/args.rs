@@ -118,8 +118,13 @@ pub enum Command {
     Graph(commands::graph::Graph),
     Verify(commands::verify::Verify),
     Gc(commands::gc::Gc),
+    Diff(commands::diff::Diff),
+    History(commands::history::History),
+    CheckManifest(commands::check_manifest::CheckManifest),
+    Doctor(commands::doctor::Doctor),
     Schema(commands::schema::Schema),
     Completions(commands::completions::Completions),
+    Man(commands::man::Man),
     /// Ends the processes of a run whose driver is gone. Started by `run` itself.
     #[command(hide = true)]
     WatchRun {

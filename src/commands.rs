@@ -1,11 +1,16 @@
 //! The verbs, one file each: its arguments and help text, then what it does.
 
 pub mod audit;
+pub mod check_manifest;
 pub mod completions;
+pub mod diff;
+pub mod doctor;
 pub mod gc;
 pub mod graph;
+pub mod history;
 pub mod init;
 pub mod log;
+pub mod man;
 pub mod phantoms;
 pub mod plan;
 pub mod run;
@@ -42,12 +47,23 @@ pub fn run(args: Args) -> Outcome {
         Command::Verify(verb) => verb.run(common),
         Command::Gc(verb) => verb.run(common),
         Command::Schema(verb) => verb.run(common),
+        Command::CheckManifest(verb) => verb.run(common),
+        Command::Diff(verb) => verb.run(common),
+        Command::History(verb) => verb.run(common),
+        Command::Doctor(verb) => verb.run(common),
+        Command::Man(verb) => verb.run(),
         Command::Completions(verb) => verb.run(),
         Command::WatchRun { run } => {
             siteline_pipeline::processes::watch(&run);
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// A time in milliseconds since 1970, for people.
+pub fn time_of(milliseconds: u64) -> String {
+    let time = jiff::Timestamp::from_millisecond(milliseconds as i64);
+    time.map_or_else(|_| "an unknown time".to_owned(), |time| time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())
 }
 
 /// `1 instance`, `2 instances`.

@@ -114,14 +114,11 @@ impl From<RunError> for CommandError {
 
 /// Shows an error on standard error and returns the exit code.
 pub fn show(error: &CommandError) -> ExitCode {
-    let renderer = match std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
-        true => Renderer::styled(),
-        false => Renderer::plain(),
-    };
+    let renderer = renderer();
     match error {
         CommandError::Manifest(all) => {
             for diagnostic in &all.list {
-                eprintln!("{}\n", excerpt(diagnostic, &renderer));
+                eprintln!("{}\n", excerpt(diagnostic, &renderer, Level::ERROR));
             }
             if all.list.len() > 1 {
                 eprintln!("{} errors", all.list.len());
@@ -137,13 +134,28 @@ pub fn show(error: &CommandError) -> ExitCode {
     ExitCode::from(error.code())
 }
 
+/// Shows warnings on standard error.
+pub fn warn(warnings: &[Diagnostic]) {
+    let renderer = renderer();
+    for warning in warnings {
+        eprintln!("{}\n", excerpt(warning, &renderer, Level::WARNING));
+    }
+}
+
+fn renderer() -> Renderer {
+    match std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+        true => Renderer::styled(),
+        false => Renderer::plain(),
+    }
+}
+
 /// One diagnostic with its place, the line, and a mark under the offending text.
-fn excerpt(diagnostic: &Diagnostic, renderer: &Renderer) -> String {
+fn excerpt(diagnostic: &Diagnostic, renderer: &Renderer, level: Level<'static>) -> String {
     let path = shorten(&diagnostic.file);
     let text = std::fs::read_to_string(&diagnostic.file).unwrap_or_default();
     // A message of several lines has its heading on the first; the rest is shown below the excerpt.
     let (title, rest) = diagnostic.message.split_once('\n').unwrap_or((&diagnostic.message, ""));
-    let title = Level::ERROR.primary_title(title);
+    let title = level.primary_title(title);
     let group = match &diagnostic.span {
         Some(span)
             if span.end <= text.len() && text.is_char_boundary(span.start) && text.is_char_boundary(span.end) =>

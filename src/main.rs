@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod diagnostic;
+mod partial;
 mod project;
 mod report;
 mod reporter;

@@ -1,4 +1,4 @@
-//! What a run looks like: bars on a terminal, plain lines elsewhere. Drawn from events alone.
+//! What a run looks like: rows of stages on a terminal, plain lines elsewhere, JSON on request. Drawn from events alone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{IsTerminal, Write};
@@ -7,34 +7,56 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use siteline_pipeline::event::{Event, How};
 
+use crate::project::Project;
+
+mod rows;
+
+use rows::Rows;
+
+/// How a run is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Failures alone.
+    Quiet,
+    /// One line an event.
+    Plain,
+    /// Stages as rows where standard error is a terminal, else plain lines.
+    Terminal,
+    /// Events as JSON on standard output.
+    Json,
+}
+
 /// Takes events and shows them.
 pub struct Reporter {
-    look: Look,
+    screen: Screen,
     total: usize,
     done: usize,
 }
 
-enum Look {
+enum Screen {
     Quiet,
+    Json,
     Plain { told: HashMap<String, Instant> },
-    Bars { all: MultiProgress, overall: ProgressBar, running: BTreeMap<String, ProgressBar> },
+    Rows { all: MultiProgress, rows: Box<Rows>, running: BTreeMap<String, ProgressBar> },
 }
 
+/// So many running instances have a bar of their own.
+const BARS: usize = 8;
+
 impl Reporter {
-    /// Bars where standard error is a terminal, unless plain lines are asked for.
-    pub fn new(plain: bool, quiet: bool) -> Self {
-        let look = if quiet {
-            Look::Quiet
-        } else if plain || !std::io::stderr().is_terminal() {
-            Look::Plain { told: HashMap::new() }
-        } else {
-            let all = MultiProgress::new();
-            let overall = all.add(ProgressBar::new(0));
-            overall.set_style(style("{bar:32.cyan/dim} {pos}/{len} instances  {elapsed}  {msg}"));
-            overall.enable_steady_tick(Duration::from_millis(200));
-            Look::Bars { all, overall, running: BTreeMap::new() }
+    /// For a run of a project.
+    pub fn new(look: Look, project: &Project) -> Self {
+        let screen = match look {
+            Look::Quiet => Screen::Quiet,
+            Look::Json => Screen::Json,
+            Look::Terminal if std::io::stderr().is_terminal() => {
+                let all = MultiProgress::new();
+                let rows = Box::new(Rows::new(&all, project));
+                Screen::Rows { all, rows, running: BTreeMap::new() }
+            }
+            _ => Screen::Plain { told: HashMap::new() },
         };
-        Self { look, total: 0, done: 0 }
+        Self { screen, total: 0, done: 0 }
     }
 
     /// Shows one event.
@@ -45,24 +67,25 @@ impl Reporter {
         if let Event::Finished { .. } | Event::Failed { .. } | Event::Blocked { .. } = event {
             self.done += 1;
         }
-        let line = self.line(event);
         let (done, total) = (self.done, self.total);
-        match &mut self.look {
-            Look::Quiet => {
+        match &mut self.screen {
+            Screen::Quiet => {
                 // Failures are never silent.
-                if let (Event::Failed { .. }, Some(line)) = (event, line) {
+                if let (Event::Failed { .. }, Some(line)) = (event, line(event)) {
                     say(&line);
                 }
             }
-            Look::Plain { told } => {
-                let line = line.or_else(|| still_at_work(event, told));
-                if let Some(line) = line {
+            Screen::Json => {
+                let text = serde_json::to_string(event).expect("an event is JSON");
+                let _ = writeln!(std::io::stdout(), "{text}");
+            }
+            Screen::Plain { told } => {
+                if let Some(line) = line(event).or_else(|| still_at_work(event, told)) {
                     say(&format!("[{done:>width$}/{total}] {line}", width = total.to_string().len()));
                 }
             }
-            Look::Bars { all, overall, running } => {
-                overall.set_length(total as u64);
-                overall.set_position(done as u64);
+            Screen::Rows { all, rows, running } => {
+                rows.take(event);
                 draw(event, all, running);
                 let kept = matches!(
                     event,
@@ -72,48 +95,55 @@ impl Reporter {
                         | Event::WaitsForRun { .. }
                         | Event::Stopping
                 );
-                if let (Some(line), true) = (line, kept) {
+                if let (Some(line), true) = (line(event), kept) {
                     let _ = all.println(line);
                 }
             }
         }
     }
 
-    /// Takes the bars away.
+    /// Takes the rows away.
     pub fn finish(&mut self) {
-        if let Look::Bars { all, overall, .. } = &self.look {
-            overall.finish_and_clear();
+        if let Screen::Rows { all, rows, .. } = &mut self.screen {
+            rows.finish();
             let _ = all.clear();
         }
     }
+}
 
-    /// What an event says in one line, if it says anything.
-    fn line(&self, event: &Event) -> Option<String> {
-        Some(match event {
-            Event::Began { total, cached, slots, .. } => {
-                format!("{total} instances, {cached} cached, {slots} at a time")
-            }
-            Event::Started { instance } => format!("start   {instance}"),
-            Event::Finished { instance, how } => match how {
-                How::Cached => return None,
-                How::CutOff => format!("same    {instance} (what it reads came out as before)"),
-                How::ByOtherRun => format!("found   {instance} (another run made it)"),
-                How::Executed(took) => format!("done    {instance} ({:.1} s)", took.as_secs_f64()),
-            },
-            Event::Failed { instance, message, log } => {
-                let log = log.as_ref().map(|path| format!("\n  log: {}", path.display())).unwrap_or_default();
-                format!("FAILED  {instance}: {message}{log}")
-            }
-            Event::Retries { instance, message, attempt, attempts, in_seconds } => {
-                format!("again   {instance}: {message}; attempt {attempt} of {attempts} in {in_seconds:.0} s")
-            }
-            Event::Blocked { instance, by } => format!("blocked {instance} (by {by})"),
-            Event::Warning { instance, text } => format!("warning {instance}: {text}"),
-            Event::WaitsForRun { instance, owner } => format!("waits   {instance} (computed by {owner})"),
-            Event::Stopping => "stopping; what is finished is kept".to_owned(),
-            Event::Progress { .. } | Event::Ended { .. } => return None,
-        })
-    }
+/// What an event says in one line, if it says anything.
+fn line(event: &Event) -> Option<String> {
+    Some(match event {
+        Event::Began { total, cached, slots, .. } => {
+            format!("{total} instances, {cached} cached, {slots} at a time")
+        }
+        Event::Started { instance } => format!("start   {instance}"),
+        Event::Finished { instance, how } => match how {
+            How::Cached => return None,
+            How::CutOff => format!("same    {instance} (what it reads came out as before)"),
+            How::ByOtherRun => format!("found   {instance} (another run made it)"),
+            How::Executed(took) => format!("done    {instance} ({:.1} s)", took.as_secs_f64()),
+        },
+        Event::Failed { instance, message, log } => {
+            let log = log.as_ref().map(|path| format!("\n  log: {}", path.display())).unwrap_or_default();
+            format!("FAILED  {instance}: {}{log}", printable(message))
+        }
+        Event::Retries { instance, message, attempt, attempts, in_seconds } => {
+            let message = printable(message);
+            format!("again   {instance}: {message}; attempt {attempt} of {attempts} in {in_seconds:.0} s")
+        }
+        Event::Blocked { instance, by } => format!("blocked {instance} (by {by})"),
+        Event::Warning { instance, text } => format!("warning {instance}: {}", printable(text)),
+        Event::WaitsForRun { instance, owner } => format!("waits   {instance} (computed by {owner})"),
+        Event::Stopping => "stopping; what is finished is kept".to_owned(),
+        Event::Progress { .. } | Event::Ended { .. } => return None,
+    })
+}
+
+/// What stages say must not steer the terminal.
+fn printable(text: &str) -> String {
+    let plain = |c: char| !c.is_control() || c == '\n' || c == '\t';
+    text.chars().map(|c| if plain(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
 }
 
 /// A line on standard error. A reader that went away is no reason to stop a run.
@@ -135,7 +165,7 @@ fn still_at_work(event: &Event, told: &mut HashMap<String, Instant>) -> Option<S
 
 fn draw(event: &Event, all: &MultiProgress, running: &mut BTreeMap<String, ProgressBar>) {
     match event {
-        Event::Started { instance } => {
+        Event::Started { instance } if running.len() < BARS => {
             let bar = all.add(ProgressBar::new(0));
             bar.set_style(style("  {bar:20.green/dim} {wide_msg} {elapsed}"));
             bar.set_message(instance.clone());
@@ -148,7 +178,7 @@ fn draw(event: &Event, all: &MultiProgress, running: &mut BTreeMap<String, Progr
                 bar.set_message(format!("{instance}  {done}/{total} {unit}"));
             }
         }
-        Event::Finished { instance, .. } | Event::Failed { instance, .. } => {
+        Event::Finished { instance, .. } | Event::Failed { instance, .. } | Event::Retries { instance, .. } => {
             if let Some(bar) = running.remove(instance) {
                 bar.finish_and_clear();
                 all.remove(&bar);

@@ -6,11 +6,13 @@ mod space;
 
 mod bad_input;
 mod browser;
+mod commands;
 mod concurrency;
 mod incremental;
 mod manifest;
 mod python;
 mod real_images;
+mod reliability;
 mod verbs;
 
 #[test]

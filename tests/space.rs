@@ -97,6 +97,13 @@ impl Space {
         space
     }
 
+    /// A project of commands alone, which was never run.
+    pub fn of_commands(manifest: &str) -> Self {
+        let space = Self { dir: tempfile::tempdir().unwrap() };
+        space.write("siteline.yaml", format!("siteline: 1\nname: study\n{manifest}"));
+        space
+    }
+
     /// A project whose run is finished, in a place of its own.
     pub fn finished() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -168,6 +175,55 @@ impl Space {
             }
         }
         found
+    }
+
+    /// Processes that carry the id of a run of this project's store, or run in its folder.
+    pub fn processes(&self) -> Vec<String> {
+        let runs: Vec<String> = fs::read_dir(self.path(".siteline/runs"))
+            .into_iter()
+            .flatten()
+            .map(|entry| format!("SITELINE_RUN={}", entry.unwrap().file_name().to_string_lossy()))
+            .collect();
+        let root = fs::canonicalize(self.root()).unwrap();
+        let of_project = |entry: &fs::DirEntry| {
+            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+            let carries = environment.split(|b| *b == 0).any(|e| runs.iter().any(|run| run.as_bytes() == e));
+            carries || fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&root))
+        };
+        let name = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        fs::read_dir("/proc").unwrap().flatten().filter(of_project).map(name).collect()
+    }
+
+    /// Asserts that nothing of this project's runs is left running, waiting a little for the last to end.
+    pub fn assert_no_process(&self) {
+        for _ in 0..100 {
+            if self.processes().is_empty() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        panic!("processes outlive their run: {:?}", self.processes());
+    }
+
+    /// Every artifact that is up to date: instance to the outputs of its record.
+    pub fn artifacts(&self) -> BTreeMap<String, serde_json::Value> {
+        let said = self.run(&["plan", "--json"]);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        let plan: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+        let records = self.records();
+        let instances = plan["instances"].as_array().unwrap().iter();
+        instances
+            .filter(|instance| instance["state"] == "cached")
+            .map(|i| (i["instance"].as_str().unwrap().to_owned(), records[i["key"].as_str().unwrap()].clone()))
+            .collect()
+    }
+
+    /// The bytes of an output of an instance.
+    pub fn output(&self, instance: &str, path: &str) -> Vec<u8> {
+        let outputs = self.artifacts()[instance].clone();
+        let output = outputs.as_array().unwrap().iter().find(|o| o["path"] == path).unwrap().clone();
+        let digest = output["digest"].as_str().unwrap();
+        fs::read(self.path(".siteline/objects").join(&digest[..2]).join(&digest[2..])).unwrap()
     }
 
     /// Changes one image so that it differs at any working size.

@@ -147,3 +147,13 @@ impl Summary {
         self.failed.is_empty() && self.blocked == 0 && !self.cancelled
     }
 }
+
+/// The JSON Schema of an [`Event`].
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(Event).to_value()
+}
+
+/// The JSON Schema of a [`Summary`], as `summary.json` in a run's folder.
+pub fn summary_schema() -> serde_json::Value {
+    schemars::schema_for!(Summary).to_value()
+}

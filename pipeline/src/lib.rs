@@ -10,6 +10,7 @@ pub mod graph;
 pub mod key;
 pub mod leakage;
 pub mod lineage;
+pub mod lint;
 pub mod manifest;
 pub mod pack;
 pub mod pattern;

@@ -130,6 +130,16 @@ impl Pack {
     }
 }
 
+impl Pack {
+    /// Whether the program starts and answers here and now, whatever its description says.
+    ///
+    /// # Errors
+    /// What keeps it from doing so.
+    pub fn is_alive(&self) -> Result<(), PackError> {
+        describe(&self.command).map(|_| ())
+    }
+}
+
 fn text_of(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }

@@ -62,7 +62,9 @@ impl Node {
     /// # Errors
     /// A document that is not well-formed, repeats a key, or grows without bound by its aliases.
     pub fn parse(text: &str) -> Result<Self, BadYaml> {
-        let root: Spanned<Tree> = serde_yaml::from_str(text).map_err(|error| {
+        // As YAML 1.2 has it: `n`, `no` and `off` are words, such as an axis or a value may be called.
+        let options = serde_yaml::options! { strict_booleans: true };
+        let root: Spanned<Tree> = serde_yaml::from_str_with_options(text, options).map_err(|error| {
             let error = error.without_snippet();
             let span = error.location().map(|at| span_of(&at, text));
             BadYaml { message: strip_place(&error.to_string()), span }
@@ -279,7 +281,7 @@ mod tests {
         assert_eq!(at(text, &root.nearest(&["long", "0", "y"]).span), "yes");
         assert_eq!(
             root.to_json(),
-            serde_json::json!({"a": 1, "b": {"c": "two", "d": ["x", 3.5]}, "long": [{"y": true}, null]})
+            serde_json::json!({"a": 1, "b": {"c": "two", "d": ["x", 3.5]}, "long": [{"y": "yes"}, null]})
         );
     }
 

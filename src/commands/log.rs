@@ -39,7 +39,8 @@ impl Log {
             if self.path {
                 println!("{}", path.display());
             } else {
-                print!("{}", std::fs::read_to_string(&path).map_err(CommandError::file("read", &path))?);
+                let bytes = std::fs::read(&path).map_err(CommandError::file("read", &path))?;
+                print!("{}", String::from_utf8_lossy(&bytes));
             }
             return Ok(ExitCode::SUCCESS);
         }

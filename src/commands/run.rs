@@ -14,9 +14,10 @@ use siteline_pipeline::sandbox::Sandbox;
 use super::{Outcome, count};
 use crate::args::{Chosen, Common};
 use crate::diagnostic::CommandError;
+use crate::partial::Partial;
 use crate::project::Project;
 use crate::report::{self, Written};
-use crate::reporter::Reporter;
+use crate::reporter::{Look, Reporter};
 
 /// Run what is missing, and nothing else.
 ///
@@ -53,6 +54,9 @@ pub struct Run {
     /// Show neither progress nor table
     #[arg(short, long)]
     quiet: bool,
+    /// Events on standard output, one JSON object a line (`siteline schema --events`)
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
 }
 
 /// A line on standard output. A reader that went away is no reason to fail.
@@ -61,6 +65,15 @@ macro_rules! tell {
 }
 
 impl Run {
+    fn look(&self) -> Look {
+        match (self.json, self.quiet, self.plain) {
+            (true, ..) => Look::Json,
+            (_, true, _) => Look::Quiet,
+            (_, _, true) => Look::Plain,
+            _ => Look::Terminal,
+        }
+    }
+
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Write)?;
         let mut planner = project.planner_of(&self.chosen)?;
@@ -83,18 +96,22 @@ impl Run {
             }
         })
         .map_err(|e| CommandError::refused(format!("Ctrl-C cannot be caught: {e}"), None))?;
-        let mut reporter = Reporter::new(self.plain, self.quiet);
+        let mut reporter = Reporter::new(self.look(), &project);
         let store = project.store.clone();
         let (summary, plan) =
             run::run(&mut planner, plan, &store, &settings, &stop, &mut |event| reporter.take(&event))?;
         reporter.finish();
         let written = report::write(&project, &planner, &plan);
-        // The process is about to end: taking thousands of instances apart one by one would only keep its user waiting.
-        std::mem::forget((planner, plan, project.graph.clone()));
-        if !self.quiet {
+        if !self.quiet && !self.json {
             let table = written.as_ref().ok().and_then(|written| written.table.as_ref());
             if let (Some(table), true) = (table, summary.is_complete()) {
                 tell!("\n{}", table.trim_end());
+            }
+            if !summary.is_complete()
+                && let Some(partial) =
+                    Partial::of(&planner, &plan, &project.store, &project.store.outcomes(&summary.run))
+            {
+                tell!("\n{}", partial.text().trim_end());
             }
             conclude(&summary);
             match &written {
@@ -103,6 +120,8 @@ impl Run {
                 _ => {}
             }
         }
+        // The process is about to end: taking thousands of instances apart one by one would only keep its user waiting.
+        std::mem::forget((planner, plan, project.graph.clone()));
         // What ran is in the store, whatever becomes of the files for reading.
         if let (Err(error), true) = (written, summary.is_complete()) {
             return Err(error);
@@ -127,8 +146,14 @@ fn conclude(summary: &Summary) {
     let how = if summary.cancelled { "Stopped" } else { "Done" };
     tell!("\n{how} in {seconds:.1} s: {} ({}).", parts.join(", "), summary.run);
     if !summary.failed.is_empty() {
-        let first = &summary.failed[0].0;
-        tell!("{} failed; `siteline log '{first}'` shows the first's log.", count(summary.failed.len(), "instance"));
+        const SHOWN: usize = 10;
+        tell!("{} failed:", count(summary.failed.len(), "instance"));
+        for (instance, message) in summary.failed.iter().take(SHOWN) {
+            tell!("  {instance}: {}\n    siteline log '{instance}'", message.lines().next().unwrap_or_default());
+        }
+        if summary.failed.len() > SHOWN {
+            tell!("  and {} more; `siteline status` lists them", summary.failed.len() - SHOWN);
+        }
     }
 }
 
@@ -149,7 +174,7 @@ fn memory() -> u64 {
 }
 
 /// GPUs that may be used, as CUDA names them.
-fn gpus(list: Option<&str>) -> Vec<String> {
+pub fn gpus(list: Option<&str>) -> Vec<String> {
     let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     let text = match (list, &visible) {
         (Some(list), _) => list.to_owned(),

@@ -19,6 +19,12 @@ pub struct Schema {
     /// List the stage kinds
     #[arg(long, conflicts_with = "kind")]
     kinds: bool,
+    /// The events of `siteline run --json`
+    #[arg(long, conflicts_with_all = ["kind", "kinds"])]
+    events: bool,
+    /// The summary that a run leaves in its folder
+    #[arg(long, conflicts_with_all = ["kind", "kinds", "events"])]
+    summary: bool,
     /// The inputs, outputs and parameters of one stage kind
     #[arg(long, value_name = "KIND")]
     kind: Option<String>,
@@ -28,6 +34,14 @@ impl Schema {
     pub fn run(self, common: &Common) -> Outcome {
         let show =
             |value: serde_json::Value| println!("{}", serde_json::to_string_pretty(&value).expect("a schema is JSON"));
+        if self.events || self.summary {
+            show(if self.events {
+                siteline_pipeline::event::schema()
+            } else {
+                siteline_pipeline::event::summary_schema()
+            });
+            return Ok(ExitCode::SUCCESS);
+        }
         if !self.kinds && self.kind.is_none() {
             show(siteline_pipeline::manifest::json_schema());
             return Ok(ExitCode::SUCCESS);

@@ -7,6 +7,7 @@ use siteline_cache::Access;
 
 use super::{Outcome, count, plan};
 use crate::args::Common;
+use crate::partial::Partial;
 use crate::project::Project;
 
 /// Show how far the experiment is: by stage, the last runs, what failed.
@@ -29,10 +30,13 @@ impl Status {
                 let outcomes = project.store.outcomes(&last.id);
                 let failed: Vec<_> = outcomes.iter().filter(|o| o.outcome == "failed").collect();
                 for outcome in failed.iter().take(10) {
-                    println!("  failed  {}", outcome.instance);
+                    println!("  failed  {}: {}", outcome.instance, outcome.message.as_deref().unwrap_or("no word why"));
                 }
                 if failed.len() > 10 {
                     println!("  and {} more", failed.len() - 10);
+                }
+                if let Some(partial) = Partial::of(&planner, &plan, &project.store, &outcomes) {
+                    println!("\n{}", partial.text().trim_end());
                 }
             }
         }

@@ -26,6 +26,19 @@ pub fn read(path: &Path) -> Result<Tensors> {
     file.tensors().into_iter().map(|(name, view)| Ok((name.clone(), tensor_of(path, &name, &view)?))).collect()
 }
 
+/// The notes that [`write`] put into a file.
+///
+/// # Errors
+/// A file that is no whole safetensors file.
+pub fn notes(path: &Path) -> Result<BTreeMap<String, String>> {
+    let bytes = std::fs::read(path).map_err(StageError::io(path))?;
+    // Reading the tensors checks that the file is whole.
+    SafeTensors::deserialize(&bytes).map_err(|e| StageError::data(path, e))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| StageError::data(path, e))?;
+    let text = header.metadata().as_ref().and_then(|notes| notes.get("siteline"));
+    Ok(text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default())
+}
+
 fn tensor_of(path: &Path, name: &str, view: &TensorView) -> Result<Tensor> {
     let kind = match view.dtype() {
         Dtype::F32 => Kind::Float,

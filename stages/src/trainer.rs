@@ -5,7 +5,6 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, Tensors};
@@ -14,6 +13,8 @@ use crate::features::FeatureSet;
 use crate::loss;
 use crate::method::{MethodName, mcdrl};
 use crate::metric::Counts;
+use crate::optimiser::AdamW;
+use crate::resume::Checkpoints;
 use crate::segmenter::Segmenter;
 
 /// Which epoch's weights are kept.
@@ -98,7 +99,7 @@ impl Default for Params {
 }
 
 /// What one epoch came to.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EpochRow {
     /// Counts from 1.
     pub epoch: usize,
@@ -112,8 +113,19 @@ pub struct EpochRow {
     pub validation_dice: Option<f64>,
 }
 
+/// Where training stands behind an epoch, tensors left out.
+#[derive(Serialize, Deserialize)]
+struct Progress {
+    epoch: usize,
+    steps: i32,
+    rows: Vec<EpochRow>,
+    /// Score and epoch of the weights that would be kept.
+    best: (f64, usize),
+    orders: Vec<OrderState>,
+}
+
 /// Trains a model on the training samples of `sites` and leaves the selected weights in it. Returns one row an epoch and
-/// the selected epoch.
+/// the selected epoch. Where `checkpoints` has one of this very training, it goes on from there, with the same results.
 ///
 /// # Errors
 /// No training sample, a loss that is not a number.
@@ -121,53 +133,40 @@ pub fn train(
     model: &mut Segmenter,
     params: &Params,
     sites: &[FeatureSet],
-    progress: &dyn Fn(usize, &EpochRow),
+    checkpoints: &mut Checkpoints,
+    tell: &dyn Fn(usize, Option<&EpochRow>),
 ) -> Result<(Vec<EpochRow>, usize)> {
-    let device = model.store.device();
     let mut sampler = Sampler::new(params, sites)?;
     let labels = sites.iter().map(|site| labels(model, site)).collect::<Result<Vec<_>>>()?;
-    let optimiser = nn::AdamW { wd: params.weight_decay, ..Default::default() };
-    let mut optimiser = optimiser.build(&model.store, params.lr)?;
-    let steps = sampler.steps_per_epoch();
+    let mut optimiser = AdamW::new(&model.store, params.weight_decay);
     let mut rows: Vec<EpochRow> = Vec::new();
     let mut best: Option<(f64, usize, Tensors)> = None;
-    for epoch in 1..=params.epochs {
-        let mut sums = Sums::default();
-        for step in 0..steps {
-            if params.lr_schedule == LrSchedule::Cosine {
-                let done = ((epoch - 1) * steps + step) as f64 / (params.epochs * steps) as f64;
-                optimiser.set_lr(params.lr * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()));
-            }
-            let batch = gather(sites, &labels, &sampler.next_batch(), device);
-            let encoded = model.encode(&batch.pooled, &batch.dense);
-            let represented = model.method.represent(&encoded, Some(epoch));
-            let mut total = loss::segmentation(&model.decode(&represented), &batch.masks);
-            sums.segmentation += total.double_value(&[]);
-            for penalty in model.method.penalties(&encoded, &represented, batch.labels.as_ref()) {
-                sums.add(penalty.name, penalty.value.double_value(&[]));
-                total += penalty.value * penalty.weight;
-            }
-            if !total.double_value(&[]).is_finite() {
-                return Err(StageError::Request(format!(
-                    "the loss is not a number any more in epoch {epoch}; lower `lr`"
-                )));
-            }
-            match params.clip_norm > 0.0 {
-                true => optimiser.backward_step_clip_norm(&total, params.clip_norm),
-                false => optimiser.backward_step(&total),
-            }
-        }
+    if let Some((progress, tensors)) = checkpoints.last::<Progress>()
+        && let Some(weights) = go_on(model, &mut optimiser, &mut sampler, &progress, tensors)
+    {
+        tell(progress.epoch, None);
+        best = Some((progress.best.0, progress.best.1, weights));
+        rows = progress.rows;
+        model.method.trained_until(progress.epoch);
+    }
+    for epoch in rows.len() + 1..=params.epochs {
+        let sums = one_epoch(model, params, sites, &labels, &mut sampler, &mut optimiser, epoch)?;
         model.method.trained_until(epoch);
         let validation_dice = validate(model, sites);
-        let row = sums.row(epoch, steps, validation_dice);
-        progress(epoch, &row);
+        let row = sums.row(epoch, sampler.steps_per_epoch(), validation_dice);
+        tell(epoch, Some(&row));
         rows.push(row);
         let selects = params.selection == Selection::TrainingValidation && validation_dice.is_some();
         let score = if selects { validation_dice.unwrap_or(0.0) } else { epoch as f64 };
         if best.as_ref().is_none_or(|(top, ..)| score > *top) {
-            let copy =
-                checkpoint::of_store(&model.store).into_iter().map(|(name, t)| (name, t.copy().detach())).collect();
-            best = Some((score, epoch, copy));
+            best = Some((score, epoch, copy_of(model)));
+        }
+        if let (true, Some((top, at, weights))) = (checkpoints.is_due() && epoch < params.epochs, &best) {
+            let (mut tensors, steps) = optimiser.state();
+            tensors.extend(copy_of(model).into_iter().map(|(name, tensor)| (format!("now.{name}"), tensor)));
+            tensors.extend(weights.iter().map(|(name, tensor)| (format!("best.{name}"), tensor.shallow_clone())));
+            let progress = Progress { epoch, steps, rows: rows.clone(), best: (*top, *at), orders: sampler.state() };
+            checkpoints.keep(&progress, &tensors)?;
         }
     }
     let (_, epoch, weights) = best.ok_or_else(|| StageError::Request("`epochs` must be at least 1".into()))?;
@@ -175,6 +174,63 @@ pub fn train(
     model.config.epoch = epoch;
     model.method.trained_until(epoch);
     Ok((rows, epoch))
+}
+
+fn one_epoch(
+    model: &Segmenter,
+    params: &Params,
+    sites: &[FeatureSet],
+    labels: &[Option<Vec<i64>>],
+    sampler: &mut Sampler,
+    optimiser: &mut AdamW,
+    epoch: usize,
+) -> Result<Sums> {
+    let device = model.store.device();
+    let steps = sampler.steps_per_epoch();
+    let mut sums = Sums::default();
+    for step in 0..steps {
+        let done = ((epoch - 1) * steps + step) as f64 / (params.epochs * steps) as f64;
+        let lr = match params.lr_schedule {
+            LrSchedule::Cosine => params.lr * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            LrSchedule::Constant => params.lr,
+        };
+        let batch = gather(sites, labels, &sampler.next_batch(), device);
+        let encoded = model.encode(&batch.pooled, &batch.dense);
+        let represented = model.method.represent(&encoded, Some(epoch));
+        let mut total = loss::segmentation(&model.decode(&represented), &batch.masks);
+        sums.segmentation += total.double_value(&[]);
+        for penalty in model.method.penalties(&encoded, &represented, batch.labels.as_ref()) {
+            sums.add(penalty.name, penalty.value.double_value(&[]));
+            total += penalty.value * penalty.weight;
+        }
+        if !total.double_value(&[]).is_finite() {
+            return Err(StageError::Request(format!("the loss is not a number any more in epoch {epoch}; lower `lr`")));
+        }
+        optimiser.step(&total, lr, params.clip_norm);
+    }
+    Ok(sums)
+}
+
+/// A model's variables as they are now.
+fn copy_of(model: &Segmenter) -> Tensors {
+    checkpoint::of_store(&model.store).into_iter().map(|(name, t)| (name, t.copy().detach())).collect()
+}
+
+/// Takes up a checkpoint. Returns the weights that would be kept, or nothing where the checkpoint is of another model.
+fn go_on(
+    model: &mut Segmenter,
+    optimiser: &mut AdamW,
+    sampler: &mut Sampler,
+    progress: &Progress,
+    tensors: Tensors,
+) -> Option<Tensors> {
+    let of = |prefix: &str| -> Tensors {
+        let named =
+            tensors.iter().filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.shallow_clone())));
+        named.collect()
+    };
+    checkpoint::fill(&mut model.store, &of("now."), std::path::Path::new("the checkpoint")).ok()?;
+    (optimiser.take_up(&tensors, progress.steps) && sampler.take_up(&progress.orders)).then(|| of("best."))
 }
 
 /// Indices of each sample's class in the dictionary; `None` for a model that knows no classes.
@@ -248,6 +304,15 @@ struct SiteOrder {
     next: usize,
 }
 
+/// Where a site's order stands.
+#[derive(Serialize, Deserialize)]
+struct OrderState {
+    samples: Vec<i64>,
+    next: usize,
+    /// Position of the random stream: a number of 128 bits, as text.
+    drawn: String,
+}
+
 impl Sampler {
     fn new(params: &Params, sites: &[FeatureSet]) -> Result<Self> {
         let order = |site: &FeatureSet| {
@@ -269,6 +334,26 @@ impl Sampler {
     fn steps_per_epoch(&self) -> usize {
         let samples: usize = self.sites.iter().map(|site| site.samples.len()).sum();
         samples.div_ceil(self.per_site * self.sites.len())
+    }
+
+    fn state(&self) -> Vec<OrderState> {
+        let state = |site: &SiteOrder| OrderState {
+            samples: site.samples.clone(),
+            next: site.next,
+            drawn: site.rng.get_word_pos().to_string(),
+        };
+        self.sites.iter().map(state).collect()
+    }
+
+    fn take_up(&mut self, states: &[OrderState]) -> bool {
+        let fits = states.len() == self.sites.len()
+            && self.sites.iter().zip(states).all(|(site, state)| site.samples.len() == state.samples.len());
+        fits && self.sites.iter_mut().zip(states).all(|(site, state)| {
+            let Ok(drawn) = state.drawn.parse() else { return false };
+            site.rng.set_word_pos(drawn);
+            (site.samples, site.next) = (state.samples.clone(), state.next);
+            true
+        })
     }
 
     fn next_batch(&mut self) -> Vec<Vec<i64>> {

@@ -17,7 +17,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use siteline_cache::{Digest, Output, Store};
 
@@ -60,8 +60,7 @@ struct View {
     /// Symbolic links to the folder, by the depth at which they stand below the workshop's root. Whoever shows the view gets
     /// a hard link to one of them, which costs no inode; relative ones are quick to follow.
     links: [OnceLock<PathBuf>; 2],
-    /// The folders in it, with their times when they were made.
-    folders: Vec<(PathBuf, SystemTime)>,
+    folders: Vec<Folder>,
     /// Views that it links to.
     parts: Vec<Arc<View>>,
 }
@@ -89,13 +88,31 @@ impl View {
         known.get().map_or_else(|| Err(io::ErrorKind::NotFound.into()), |link| fs::hard_link(link, place))
     }
 
-    /// Whether nobody has put anything into it: as root a program can.
-    fn is_untouched(&self) -> bool {
-        let same = |(path, time): &(PathBuf, SystemTime)| {
-            fs::metadata(path).and_then(|m| m.modified()).is_ok_and(|t| t == *time)
+    /// Whether nobody has put anything into it since `started`: as root a program can.
+    fn is_untouched(&self, started: SystemTime) -> bool {
+        let same = |folder: &Folder| {
+            let modified = fs::metadata(&folder.path).and_then(|meta| meta.modified()).ok();
+            // Times move in steps: right after it was made a folder may have changed without its time doing so.
+            let settled = folder.made + CLOCK_STEP < started;
+            modified == Some(folder.made) && (settled || entries(&folder.path) == Some(folder.entries))
         };
-        self.folders.iter().all(same) && self.parts.iter().all(|part| part.is_untouched())
+        self.folders.iter().all(same) && self.parts.iter().all(|part| part.is_untouched(started))
     }
+}
+
+/// A folder of a view as it was made.
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    made: SystemTime,
+    entries: usize,
+}
+
+/// More than one step of the clock that file systems stamp with.
+const CLOCK_STEP: Duration = Duration::from_millis(20);
+
+fn entries(folder: &Path) -> Option<usize> {
+    fs::read_dir(folder).ok().map(Iterator::count)
 }
 
 /// Where the commands of a run work.
@@ -256,7 +273,7 @@ impl Workshop {
 
     /// Whether everything that a command was shown is as it was: its links, and the objects behind them.
     pub(crate) fn altered(&self, dir: &WorkDir, layout: &Layout, started: SystemTime) -> Option<String> {
-        if !dir.views.iter().all(|view| view.is_untouched()) {
+        if !dir.views.iter().all(|view| view.is_untouched(started)) {
             // Whoever reads the same next gets views of its own.
             self.views.lock().unwrap_or_else(PoisonError::into_inner).clear();
             return Some("it wrote into its `inputs`, which others read".to_owned());
@@ -264,7 +281,7 @@ impl Workshop {
         let objects = layout.inputs.iter().flat_map(|input| &input.files);
         objects.into_iter().find_map(|file| {
             let modified = fs::metadata(self.store.object_path(&file.digest)).and_then(|meta| meta.modified());
-            let untouched = modified.is_ok_and(|time| time < started);
+            let untouched = modified.is_ok_and(|time| time + CLOCK_STEP < started);
             let damaged = !untouched && self.store.check_object(&file.digest).map_or(true, |checked| checked.is_err());
             damaged.then(|| {
                 format!("it wrote to its input `{}`, which is set aside; run again to make it anew", file.path)
@@ -301,8 +318,9 @@ fn seal(path: PathBuf, mut folders: Vec<PathBuf>, parts: Vec<Arc<View>>) -> io::
     let mut stamped = Vec::with_capacity(folders.len());
     for folder in folders {
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o555))?;
-        let time = fs::metadata(&folder)?.modified()?;
-        stamped.push((folder, time));
+        let made = fs::metadata(&folder)?.modified()?;
+        let entries = entries(&folder).unwrap_or(0);
+        stamped.push(Folder { path: folder, made, entries });
     }
     Ok(View { path, links: Default::default(), folders: stamped, parts })
 }
@@ -311,8 +329,8 @@ impl Drop for Workshop {
     fn drop(&mut self) {
         // Folders that cannot be written cannot be emptied either.
         for view in self.views.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            for (folder, _) in &view.folders {
-                let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
+            for folder in &view.folders {
+                let _ = fs::set_permissions(&folder.path, fs::Permissions::from_mode(0o755));
             }
         }
     }

@@ -10,6 +10,8 @@ use std::sync::mpsc::sync_channel;
 use arrow::datatypes::Schema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use siteline_cache::Digest;
 use siteline_datasets::decode::Rgb;
 use siteline_pipeline::protocol::{Role, SourceFrom, SourceSpec, StageKind};
 use tch::{Device, Kind, Tensor};
@@ -18,7 +20,8 @@ use super::context::Ctx;
 use super::spec::{Spec, input, output};
 use crate::error::{Result, StageError};
 use crate::frame::{self, ROW_GROUP};
-use crate::model::clip::{Dense, IMAGE_MEAN, IMAGE_STD, normalise_pixels, weights};
+use crate::memo::Memo;
+use crate::model::clip::{Clip, Dense, IMAGE_MEAN, IMAGE_STD, normalise_pixels, weights};
 
 /// Parameters of `clip-features`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -26,7 +29,7 @@ use crate::model::clip::{Dense, IMAGE_MEAN, IMAGE_STD, normalise_pixels, weights
 pub struct Params {
     /// How dense features are taken from the last block: `values` is MaskCLIP's value path, `tokens` the whole block.
     pub dense: Dense,
-    /// Images that go through the encoder at once.
+    /// Images that go through the encoder at once on a GPU; a CPU takes them one by one.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: usize,
 }
@@ -113,12 +116,19 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let (sender, ready) = sync_channel::<Result<Ready>>(2);
     let (path, chunk) = (pixels.to_owned(), params.batch.min(ROW_GROUP));
     let reader = std::thread::spawn(move || read_ahead(&path, side as u32, mask_side, chunk, &sender));
-    let mut done = 0;
+    let encoder = Encoder {
+        clip,
+        params: params.clone(),
+        device,
+        memo: ctx.memo(),
+        context: json!([notes, format!("{device:?}")]),
+    };
+    let (mut done, mut encoded) = (0, 0);
     for batch in ready {
         let batch = batch?;
         let count = batch.masks.len();
-        let images = normalise_pixels(&batch.pixels, count as i64, side, device);
-        let (pooled, dense) = tch::no_grad(|| clip.vision.forward(&images, params.dense));
+        let (features, computed) = encoder.features(&batch.pixels, count)?;
+        encoded += computed;
         let of = rows
             .get(done..done + count)
             .ok_or_else(|| StageError::data(pixels, "it has more rows than samples.parquet"))?;
@@ -127,8 +137,8 @@ pub fn run(ctx: &Ctx) -> Result<()> {
             frame::texts(of.iter().map(|r| Some(&r.patient))),
             frame::texts(of.iter().map(|r| r.class.as_ref())),
             frame::texts(of.iter().map(|r| Some(&r.split))),
-            frame::floats(d, values(&pooled)?)?,
-            frame::floats(positions * d, values(&dense)?)?,
+            frame::floats(d, features.iter().flat_map(|f| &f[..d]).copied().collect())?,
+            frame::floats(positions * d, features.iter().flat_map(|f| &f[d..]).copied().collect())?,
             frame::bytes(batch.masks.iter())?,
         ])?;
         done += count;
@@ -136,7 +146,53 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     }
     reader.join().map_err(|_| StageError::Request("the reading thread panicked".into()))?;
     ctx.metric("images", done as f64);
+    ctx.metric("images encoded", encoded as f64);
     writer.finish()
+}
+
+/// A CLIP image tower that remembers what it has encoded.
+struct Encoder {
+    clip: Clip,
+    params: Params,
+    device: Device,
+    memo: Memo,
+    /// Everything but the pixels that decides an image's features.
+    context: Value,
+}
+
+impl Encoder {
+    /// Pooled and dense features of `count` images, one after the other in one list each, and how many were computed.
+    ///
+    /// An image's features must not depend on its neighbours, or one that was remembered would differ from one that is computed:
+    /// a CPU encodes images one by one, which costs it nothing; a GPU always encodes as many as `batch` says.
+    fn features(&self, pixels: &[u8], count: usize) -> Result<(Vec<Vec<f32>>, usize)> {
+        let length = pixels.len() / count.max(1);
+        let images: Vec<&[u8]> = pixels.chunks(length.max(1)).collect();
+        let key = |image: &&[u8]| self.memo.key(&json!([self.context, Digest::of_bytes(image)]));
+        let keys: Vec<Digest> = images.iter().map(key).collect();
+        let mut features: Vec<Option<Vec<f32>>> =
+            keys.iter().map(|key| self.memo.get(key).map(|b| floats_of(&b))).collect();
+        let missing: Vec<usize> = (0..count).filter(|index| features[*index].is_none()).collect();
+        let at_once = if self.device.is_cuda() { self.params.batch } else { 1 };
+        for group in missing.chunks(at_once) {
+            let padded = (0..at_once).map(|place| images[group.get(place).copied().unwrap_or(group[0])]);
+            let bytes: Vec<u8> = padded.flatten().copied().collect();
+            let batch = normalise_pixels(&bytes, at_once as i64, self.clip.config.image_size, self.device);
+            let (pooled, dense) = tch::no_grad(|| self.clip.vision.forward(&batch, self.params.dense));
+            for (place, index) in group.iter().enumerate() {
+                let mut values = values(&pooled.get(place as i64))?;
+                values.extend(self::values(&dense.get(place as i64))?);
+                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                self.memo.put(&keys[*index], &bytes);
+                features[*index] = Some(values);
+            }
+        }
+        Ok((features.into_iter().flatten().collect(), missing.len()))
+    }
+}
+
+fn floats_of(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect()
 }
 
 fn values(tensor: &Tensor) -> Result<Vec<f32>> {

@@ -6,6 +6,8 @@ use serde::de::DeserializeOwned;
 use siteline_pipeline::protocol::{Reply, RunInput, RunRequest, RunSource};
 
 use crate::error::{Result, StageError};
+use crate::memo::Memo;
+use crate::resume::Checkpoints;
 
 /// What a running stage sees: its request, and a way to say how it fares.
 pub struct Ctx<'a> {
@@ -70,6 +72,16 @@ impl<'a> Ctx<'a> {
     /// The path of an output.
     pub fn output(&self, name: &str) -> PathBuf {
         self.request.output_dir.join(name)
+    }
+
+    /// Results of parts, kept across executions.
+    pub fn memo(&self) -> Memo {
+        Memo::new(self.request)
+    }
+
+    /// Where this very work may keep what it needs to go on after an interruption.
+    pub fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::new(self.request.resume_dir.clone())
     }
 
     /// Says how far the work is.

@@ -84,11 +84,14 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let parameters: usize = model.store.trainable_variables().iter().map(tch::Tensor::numel).sum();
     ctx.log(format!("{parameters} trainable parameters, {} sites", sites.len()));
     ctx.metric("trainable parameters", parameters as f64);
-    let tell = |epoch: usize, row: &EpochRow| {
+    let tell = |epoch: usize, row: Option<&EpochRow>| {
         ctx.progress(epoch, params.epochs, "epochs");
-        ctx.log(serde_json::to_string(row).expect("numbers are JSON"));
+        match row {
+            Some(row) => ctx.log(serde_json::to_string(row).expect("numbers are JSON")),
+            None => ctx.log(format!("goes on behind epoch {epoch}, from the checkpoint of an interrupted execution")),
+        }
     };
-    let (rows, epoch) = trainer::train(&mut model, &params, &sites, &tell)?;
+    let (rows, epoch) = trainer::train(&mut model, &params, &sites, &mut ctx.checkpoints(), &tell)?;
     ctx.metric("selected epoch", epoch as f64);
     if let Some(dice) = rows[epoch - 1].validation_dice {
         ctx.metric("validation dice", dice);

@@ -1,0 +1,127 @@
+//! Warnings: what a manifest declares and never uses, which is mostly a slip.
+
+use std::collections::BTreeSet;
+
+use crate::diagnostic::Diagnostic;
+use crate::graph::Graph;
+use crate::manifest::{Loaded, Stage};
+use crate::pattern::Condition;
+use crate::protocol::SourceFrom;
+use crate::tree::Span;
+
+/// Everything that looks like a slip, in the order of the file.
+pub fn lint(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
+    let mut linter = Linter { loaded, graph, found: Vec::new() };
+    linter.unused_names();
+    linter.unused_results();
+    linter.dead_conditions();
+    linter.found.sort_by_key(|d| d.span.as_ref().map_or(0, |span| span.start));
+    linter.found
+}
+
+struct Linter<'a> {
+    loaded: &'a Loaded,
+    graph: &'a Graph,
+    found: Vec<Diagnostic>,
+}
+
+impl Linter<'_> {
+    fn warn(&mut self, span: Span, message: String, hint: &str) {
+        let hint = (!hint.is_empty()).then(|| hint.to_owned());
+        self.found.push(Diagnostic { file: self.loaded.path.clone(), span: Some(span), message, hint });
+    }
+
+    fn unused_names(&mut self) {
+        let manifest = &self.loaded.manifest;
+        let stages = || manifest.stages.values();
+        for axis in manifest.axes.keys().filter(|axis| !stages().any(|stage| stage.per.contains(axis))) {
+            let span = self.loaded.tree.key_span(&["axes", axis]);
+            self.warn(
+                span,
+                format!("no stage is repeated per `{axis}`"),
+                "leave the axis out, or write it into a stage's `per`",
+            );
+        }
+        let reads = |stage: &Stage, from: &SourceFrom| {
+            let kind = self.loaded.kinds.iter().find(|kind| Some(&kind.name) == stage.uses.as_ref());
+            kind.is_some_and(|kind| kind.sources.iter().any(|source| source.from == *from))
+        };
+        let sites_read = stages().any(|stage| reads(stage, &SourceFrom::Site));
+        if !manifest.sites.is_empty() && !sites_read {
+            let span = self.loaded.tree.key_span(&["sites"]);
+            self.warn(span, "no stage ingests the sites".into(), "`ingest: {uses: ingest, per: [site]}`");
+        }
+        let used: BTreeSet<String> =
+            self.loaded.axes.get("backbone").into_iter().flat_map(|a| &a.values).map(|v| v.label()).collect();
+        for name in manifest.backbones.keys().filter(|name| !used.contains(*name)) {
+            let span = self.loaded.tree.key_span(&["backbones", name]);
+            self.warn(span, format!("the backbone `{name}` is not on the axis `backbone`"), "");
+        }
+        for name in manifest.params.keys().filter(|name| !self.loaded.text.contains(&format!("${{{name}}}"))) {
+            let span = self.loaded.tree.key_span(&["params", name]);
+            self.warn(span, format!("nothing mentions `${{{name}}}`"), "");
+        }
+        let asked =
+            |token: &String| stages().filter_map(|s| s.resources.as_ref()).any(|r| r.tokens.contains_key(token));
+        for token in manifest.tokens.keys().filter(|token| !asked(token)) {
+            let span = self.loaded.tree.key_span(&["tokens", token]);
+            self.warn(span, format!("no stage asks for the token `{token}`"), "");
+        }
+    }
+
+    /// Stages that nobody reads and that are no end of the experiment: all but the last are suspicious where others are read.
+    fn unused_results(&mut self) {
+        let needed: BTreeSet<String> = self
+            .loaded
+            .manifest
+            .stages
+            .values()
+            .flat_map(|stage| stage.needs.values().map(|need| need.join().stage))
+            .collect();
+        let has_result = |name: &String| {
+            let kind = &self.loaded.kinds[self.loaded.kind_of(name)];
+            kind.outputs.iter().any(|output| output.purpose != crate::protocol::Purpose::Data)
+        };
+        let counts = self.graph.by_stage();
+        for (name, stage) in &self.loaded.manifest.stages {
+            if counts.get(name.as_str()).is_none() {
+                let span = self.loaded.tree.key_span(&["stages", name]);
+                self.warn(
+                    span,
+                    format!("the stage `{name}` has no instance"),
+                    "its `when`, or `exclude`, leaves no point",
+                );
+            } else if stage.run.is_none() && !needed.contains(name) && !has_result(name) {
+                let span = self.loaded.tree.key_span(&["stages", name]);
+                self.warn(span, format!("nothing reads what the stage `{name}` makes"), "");
+            }
+        }
+    }
+
+    /// Conditions that hold at no point.
+    fn dead_conditions(&mut self) {
+        for (name, stage) in &self.loaded.manifest.stages {
+            let points: Vec<_> =
+                self.graph.dag.node_weights().filter(|i| *i.stage == **name).map(|i| &i.point).collect();
+            let dead = |text: &str| {
+                let condition = Condition::parse(text);
+                !points.is_empty()
+                    && condition.is_ok_and(|c| !points.iter().any(|p| c.holds(&|axis| p.get(axis).map(String::as_str))))
+            };
+            let mut places = Vec::new();
+            for (index, change) in stage.overrides.iter().enumerate().filter(|(_, change)| dead(&change.when)) {
+                places.push((vec!["overrides".to_owned(), index.to_string(), "when".to_owned()], &change.when));
+            }
+            let joins: Vec<_> = stage.needs.iter().map(|(input, need)| (input, need.join())).collect();
+            let whens: Vec<_> = joins.iter().filter_map(|(input, join)| Some((*input, join.when.as_ref()?))).collect();
+            for (input, when) in whens.into_iter().filter(|(_, when)| dead(when)) {
+                places.push((vec!["needs".to_owned(), input.clone(), "when".to_owned()], when));
+            }
+            for (place, text) in places {
+                let path: Vec<&str> = ["stages", name].into_iter().chain(place.iter().map(String::as_str)).collect();
+                let span = self.loaded.tree.nearest(&path).span.clone();
+                self.warn(span, format!("`{text}` holds at no point of the stage `{name}`"), "");
+            }
+        }
+    }
+}

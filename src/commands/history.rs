@@ -1,0 +1,53 @@
+//! `siteline history`
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Deserialize;
+use siteline_cache::Access;
+use siteline_pipeline::key::KeyParts;
+use siteline_pipeline::why;
+
+use super::{Outcome, time_of};
+use crate::args::Common;
+use crate::project::{Project, find_instance};
+
+/// Show every execution of an instance that the store remembers, with what changed from one to the next.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  siteline history 'train[method=mcdrl,held_out=C,seed=0]'")]
+pub struct History {
+    /// The instance; axes that are left out may be anything, if that means one instance
+    instance: String,
+}
+
+impl History {
+    pub fn run(self, common: &Common) -> Outcome {
+        let project = Project::open(common, Access::Read)?;
+        let planner = project.planner()?;
+        let node = find_instance(&planner, &self.instance)?;
+        let name = &planner.graph.dag[node].name;
+        let executions = project.store.executions_of(&project.loaded.manifest.name, name)?;
+        if executions.is_empty() {
+            println!("{name} was never executed in this store.");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let records: Vec<_> = executions.iter().map(|execution| project.store.record(&execution.key)).collect();
+        for (place, execution) in executions.iter().enumerate() {
+            let took = execution.finished_ms.saturating_sub(execution.started_ms) as f64 / 1000.0;
+            let finished = time_of(execution.finished_ms);
+            println!("{finished}  key {}  took {took:.1} s  in run {}", execution.key.short(), execution.run);
+            let Some(record) = &records[place] else {
+                println!("  its record is gone");
+                continue;
+            };
+            for (metric, value) in &record.metrics {
+                println!("  {metric} = {value}");
+            }
+            let before = records[place + 1..].iter().flatten().next();
+            if let (Some(before), Ok(parts)) = (before, KeyParts::deserialize(&record.parts)) {
+                why::changes(before, &parts).iter().for_each(|change| println!("  {change}"));
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,62 @@
+//! Checkpoints of interrupted work: training goes on where it was, with the bits that it would have had.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tch::Kind;
+
+use crate::checkpoint::{self, Tensors};
+use crate::error::Result;
+
+const FILE: &str = "checkpoint.safetensors";
+/// How often a checkpoint is written; the variable is for tests.
+const EVERY: Duration = Duration::from_secs(120);
+const VARIABLE: &str = "SITELINE_TEST_CHECKPOINT_SECONDS";
+
+/// Where checkpoints of one instance's work lie.
+pub struct Checkpoints {
+    folder: Option<PathBuf>,
+    every: Duration,
+    last: Instant,
+}
+
+impl Checkpoints {
+    /// In `folder`, which belongs to the very key of the work; without one none are kept.
+    pub fn new(folder: Option<PathBuf>) -> Self {
+        let every = std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
+        Self { folder, every: every.map_or(EVERY, Duration::from_secs_f64), last: Instant::now() }
+    }
+
+    /// Whether it is time for another one.
+    pub fn is_due(&self) -> bool {
+        self.folder.is_some() && self.last.elapsed() >= self.every
+    }
+
+    /// Writes a checkpoint, whole or not at all.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn keep(&mut self, state: &impl Serialize, tensors: &Tensors) -> Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        let text = serde_json::to_string(state).expect("a state is JSON");
+        let notes = BTreeMap::from([("state".to_owned(), text)]);
+        std::fs::create_dir_all(folder).map_err(crate::error::StageError::io(folder))?;
+        let fresh = folder.join(format!("{FILE}.new"));
+        checkpoint::write(&fresh, tensors, Kind::Float, &notes)?;
+        let path = folder.join(FILE);
+        std::fs::rename(&fresh, &path).map_err(crate::error::StageError::io(&path))?;
+        self.last = Instant::now();
+        Ok(())
+    }
+
+    /// The last checkpoint, if there is one that holds.
+    pub fn last<S: DeserializeOwned>(&self) -> Option<(S, Tensors)> {
+        let path = self.folder.as_ref()?.join(FILE);
+        let notes = checkpoint::notes(&path).ok()?;
+        let state = serde_json::from_str(notes.get("state")?).ok()?;
+        Some((state, checkpoint::read(&path).ok()?))
+    }
+}

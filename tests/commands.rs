@@ -1,0 +1,258 @@
+//! Stages that run commands: what they see, what is taken from them, and what becomes of those that misbehave.
+
+use std::time::{Duration, Instant};
+
+use crate::space::{Space, skipped};
+
+const GOOD: &str = r#"
+axes: {site_name: [a, b], seed: [0, 1]}
+stages:
+  ingest: {run: "cat data/${site_name}.txt >out.txt", per: [site_name], files: ["data/${site_name}.txt"], outputs: [out.txt]}
+  fit:
+    run: |
+      cat inputs/samples/*/out.txt >model/all.txt
+      cat params.json >>model/all.txt
+      echo "seed ${seed} rate ${rate}" >>model/all.txt
+      echo "::metric loss 0.25"
+      echo "::progress 1/2 epochs"
+    per: [seed]
+    needs: {samples: ingest}
+    with: {rate: 0.5}
+    outputs: [model/]
+  report: {run: "cat inputs/models/*/model/all.txt | wc -l >lines", needs: {models: fit}, outputs: [lines]}
+"#;
+
+fn good() -> Space {
+    let space = Space::of_commands(GOOD);
+    space.write("data/a.txt", "a\n");
+    space.write("data/b.txt", "b\n");
+    space
+}
+
+fn names(set: &std::collections::BTreeSet<String>) -> Vec<&str> {
+    set.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn commands_run_with_their_inputs_parameters_and_outputs() {
+    let space = good();
+    assert_eq!(space.executed(&[]).len(), 5);
+    let text = String::from_utf8(space.output("fit[seed=1]", "model/all.txt")).unwrap();
+    assert_eq!(text, "a\nb\n{\n  \"rate\": 0.5\n}\nseed 1 rate 0.5\n");
+    assert!(space.executed(&[]).is_empty());
+    let trace = space.run(&["trace", "fit[seed=0]"]);
+    assert!(trace.stdout.contains("metric loss = 0.25"), "{}", trace.stdout);
+    assert!(space.run(&["log", "fit[seed=0]"]).stdout.contains("::metric loss 0.25"));
+    space.assert_no_process();
+}
+
+#[test]
+fn what_a_command_depends_on_reruns_it_and_nothing_else_does() {
+    let space = good();
+    space.executed(&[]);
+    // One site's data reaches everything behind it, and not the other site.
+    space.write("data/a.txt", "changed\n");
+    assert_eq!(names(&space.executed(&[])), ["fit[seed=0]", "fit[seed=1]", "ingest[site_name=a]", "report"]);
+    // A parameter that is substituted; the report's lines are counted alike, so nothing else would follow it.
+    let why = space.run(&["why", "fit[seed=0]", "--set", "stages.fit.with.rate=0.75"]);
+    assert!(why.stdout.contains("parameter with.rate: 0.5 -> 0.75"), "{}", why.stdout);
+    // What says where and when it runs changes nothing.
+    let settings = ["--set", "stages.fit.timeout=1m", "--set", "stages.fit.resources.memory=1 GB", "-j", "1"];
+    assert!(space.executed(&settings).is_empty());
+    // A further seed runs alone.
+    let more = space.executed(&["--set", "axes.seed=[0, 1, 2]"]);
+    assert_eq!(names(&more), ["fit[seed=2]", "report"]);
+}
+
+#[test]
+fn code_is_followed_through_python_imports() {
+    let space =
+        Space::of_commands("stages: {fit: {run: python3 scripts/fit.py, code: [scripts/fit.py], outputs: [out]}}\n");
+    space.write("scripts/fit.py", "from lib.maths import half\nopen('out', 'w').write(str(half(3)))\n");
+    space.write("lib/__init__.py", "");
+    space.write("lib/maths.py", "def half(x):\n    return x / 2\n");
+    space.write("lib/unused.py", "1\n");
+    assert_eq!(space.executed(&[]).len(), 1);
+    assert_eq!(space.output("fit", "out"), b"1.5");
+    space.write("lib/unused.py", "2\n");
+    assert!(space.executed(&[]).is_empty());
+    space.write("lib/maths.py", "def half(x):\n    return x // 2\n");
+    let why = space.run(&["why", "fit"]);
+    assert!(why.stdout.contains("code lib/maths.py: "), "{}", why.stdout);
+    assert_eq!(space.executed(&[]).len(), 1);
+    assert_eq!(space.output("fit", "out"), b"1");
+    // A module that is imported and not found by parsing is not there: what the key does not know cannot be read.
+    space.write("scripts/fit.py", "import importlib\nimportlib.import_module('lib.unused')\n");
+    let said = space.run(&["run", "--plain"]);
+    assert_eq!(said.code, 1);
+    assert!(space.run(&["log", "fit"]).stdout.contains("ModuleNotFoundError"));
+}
+
+#[test]
+fn the_environment_is_what_is_declared() {
+    let space = Space::of_commands(
+        "stages: {show: {run: \"env | cut -d= -f1 | sort >names; echo $GREETING $PASSED >out\", env: {GREETING: hello, PASSED: }, outputs: [names, out]}}\n",
+    );
+    let run = |value: &str| {
+        let mut command = space.command(&["run", "--plain"]);
+        command.env("PASSED", value).env("SECRET", "x");
+        crate::space::Said::from(command.output().unwrap())
+    };
+    assert_eq!(run("one").code, 0);
+    let names = String::from_utf8(space.records().values().next().unwrap().to_string().into_bytes()).unwrap();
+    assert!(names.contains("names"));
+    let mut plan = space.command(&["plan", "--json"]);
+    plan.env("PASSED", "one");
+    let planned: serde_json::Value = serde_json::from_slice(&plan.output().unwrap().stdout).unwrap();
+    assert_eq!(planned["instances"][0]["state"], "cached");
+    let objects: Vec<String> = std::fs::read_dir(space.path(".siteline/objects"))
+        .unwrap()
+        .flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap())
+        .map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap())
+        .collect();
+    assert!(objects.contains(&"hello one\n".to_owned()), "{objects:?}");
+    assert!(objects.iter().all(|text| !text.contains("SECRET") && !text.contains("HOME\n")), "{objects:?}");
+    // The value that is passed on is part of the key.
+    assert_eq!(run("two").executed().len(), 1);
+}
+
+/// A stage of each misbehaviour, beside one that behaves.
+fn misbehaving(stage: &str) -> (Space, crate::space::Said) {
+    let manifest = format!(
+        "stages:\n  bad: {{{stage}}}\n  good: {{run: echo fine >out, outputs: [out]}}\n  behind: {{run: cat inputs/bad/out >out, needs: {{bad: bad}}, outputs: [out]}}\n"
+    );
+    let space = Space::of_commands(&manifest);
+    let said = space.run(&["run", "--plain"]);
+    assert_eq!(said.code, 1, "{}", said.stderr);
+    assert!(said.stderr.contains("done    good"), "the rest does not go on: {}", said.stderr);
+    assert!(said.stderr.contains("blocked behind (by bad)"), "{}", said.stderr);
+    assert_eq!(said.stderr.matches("FAILED  bad").count(), 1, "{}", said.stderr);
+    assert_eq!(space.records().len(), 1, "a failure was kept");
+    space.assert_no_process();
+    (space, said)
+}
+
+#[test]
+fn a_stage_that_hangs_is_ended_at_its_timeout() {
+    let began = Instant::now();
+    let (_, said) = misbehaving("run: \"touch out; sleep 600\", outputs: [out], timeout: 1s");
+    assert!(said.stderr.contains("it took longer than 1 s and was ended"), "{}", said.stderr);
+    assert!(began.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn children_that_a_stage_leaves_end_with_it() {
+    let manifest = "stages: {fork: {run: \"sleep 611 & setsid sleep 612 & echo x >out\", outputs: [out]}}\n";
+    let space = Space::of_commands(manifest);
+    let began = Instant::now();
+    assert_eq!(space.executed(&[]).len(), 1);
+    assert!(began.elapsed() < Duration::from_secs(60), "it waited for the children");
+    space.assert_no_process();
+}
+
+#[test]
+fn a_stage_that_prints_without_end_fills_no_disk() {
+    let (space, said) = misbehaving("run: \"head -c 1000000000 /dev/zero | tr '\\\\0' x; exit 3\", outputs: [out]");
+    assert!(said.stderr.contains("it ended with exit code 3"), "{}", said.stderr);
+    let log = space.run(&["log", "--path", "bad"]).stdout;
+    let size = std::fs::metadata(log.trim()).unwrap().len();
+    assert!(size > 60_000_000 && size < 80_000_000, "the log has {size} bytes");
+}
+
+#[test]
+fn a_hundred_thousand_files_are_an_artifact_like_any_other() {
+    let space = Space::of_commands(
+        "stages:\n  many: {run: \"cd out; seq 100000 | xargs touch\", outputs: [out/]}\n  count: {run: \"ls inputs/many/out | wc -l >n\", needs: {many: many}, outputs: [n]}\n",
+    );
+    assert_eq!(space.executed(&[]).len(), 2);
+    assert_eq!(String::from_utf8(space.output("count", "n")).unwrap().trim(), "100000");
+    assert!(space.executed(&[]).is_empty());
+}
+
+#[test]
+fn missing_outputs_bad_bytes_and_signals_are_one_line_each() {
+    let (_, said) = misbehaving("run: \"true\", outputs: [out]");
+    assert!(said.stderr.contains("FAILED  bad: it ended without its output `out`"), "{}", said.stderr);
+    let (space, _) = misbehaving("run: \"printf '\\\\377\\\\376 bad\\\\n'; exit 1\", outputs: [out]");
+    assert!(space.run(&["log", "bad"]).stdout.contains("bad"), "a log that is no UTF-8 is not shown");
+    let (_, said) = misbehaving("run: \"kill -SEGV $$\", outputs: [out]");
+    assert!(said.stderr.contains("SIGSEGV"), "{}", said.stderr);
+    let (_, said) = misbehaving("run: no-such-program, outputs: [out]");
+    assert!(said.stderr.contains("did not find a program"), "{}", said.stderr);
+    let (_, said) = misbehaving("run: \"ln -s /etc/passwd out\", outputs: [out]");
+    assert!(said.stderr.contains("its output `out` is a link"), "{}", said.stderr);
+    let (_, said) = misbehaving("run: \"mkdir -p out; ln -s /etc/passwd out/x\", outputs: [out/]");
+    assert!(said.stderr.contains("only plain files and folders"), "{}", said.stderr);
+    let (_, said) = misbehaving("run: \"touch 'out/a\\nb'\", outputs: [out/]");
+    assert!(said.stderr.contains("control characters") && !said.stderr.contains("a\nb"), "{}", said.stderr);
+}
+
+#[test]
+fn a_stage_that_writes_to_its_inputs_is_noticed() {
+    let base = "stages:\n  one: {run: echo one >out, outputs: [out]}\n";
+    for write in
+        ["echo more >>inputs/one/out", "rm -f inputs/one/out; echo other >inputs/one/out", "touch inputs/one/new"]
+    {
+        let readers = ["two", "three"].map(|name| {
+            let run =
+                if name == "two" { format!("{write}; echo x >out") } else { "sleep 1; cat inputs/one/* >out".into() };
+            format!("  {name}: {{run: \"{run}\", needs: {{one: one}}, outputs: [out]}}\n")
+        });
+        let space = Space::of_commands(&format!("{base}{}", readers.concat()));
+        let said = space.run(&["run", "--plain", "-j", "1"]);
+        // Either the system refuses it, or it is noticed; in no case does the other reader get anything but `one`.
+        assert!(said.code == 1 || write.starts_with("rm"), "{write}: {}", said.stderr);
+        let again = space.run(&["run", "--plain", "--only", "three"]);
+        assert_eq!(again.code, 0, "{write}: {}", again.stderr);
+        assert_eq!(space.output("three", "out"), b"one\n", "{write}");
+    }
+}
+
+#[test]
+fn retries_follow_the_manifest() {
+    let space = Space::of_commands(
+        "stages: {flaky: {run: \"echo try >>${log}; test $(wc -l <${log}) -ge 3; echo x >out\", with: {log: LOG}, outputs: [out], retry: {attempts: 3, backoff: 100ms}}}\n",
+    );
+    space.edit("siteline.yaml", "LOG", space.path("tries").to_str().unwrap());
+    let said = space.run(&["run", "--plain"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    assert_eq!(said.stderr.matches("again   flaky").count(), 2, "{}", said.stderr);
+    assert_eq!(space.read("tries").lines().count(), 3);
+}
+
+#[test]
+fn tokens_memory_and_gpus_are_never_given_twice() {
+    let stage = |name: &str, resources: &str| {
+        let run = format!("echo + >>LOG; sleep 0.2; echo - >>LOG; echo ${{n}} $CUDA_VISIBLE_DEVICES >out");
+        format!("  {name}: {{run: \"{run}\", per: [n], outputs: [out], resources: {resources}}}\n")
+    };
+    for resources in ["{tokens: {licence: 1}}", "{memory: 3 GB}", "{gpu: 1}"] {
+        let manifest = format!("tokens: {{licence: 1}}\naxes: {{n: [1, 2, 3]}}\nstages:\n{}", stage("use", resources));
+        let space = Space::of_commands(&manifest);
+        let log = space.path("at-work");
+        space.edit("siteline.yaml", "LOG", log.to_str().unwrap());
+        let said = space.run(&["run", "--plain", "-j", "4", "--memory", "4 GB", "--gpus", "7"]);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        assert_eq!(space.read("at-work").replace('\n', ""), "+-+-+-", "{resources}: two at once");
+        let gpu = String::from_utf8(space.output("use[n=1]", "out")).unwrap();
+        assert_eq!(gpu.trim(), if resources.contains("gpu") { "1 7" } else { "1" });
+    }
+}
+
+#[test]
+fn a_sandbox_shows_what_is_declared_and_nothing_else() {
+    let space = Space::of_commands(
+        "stages:\n  good: {run: cat data/a.txt >out, files: [data/a.txt], outputs: [out]}\n  reads: {run: cat ROOT/data/b.txt >out, outputs: [out]}\n  writes: {run: \"echo x >ROOT/stray; echo x >out\", outputs: [out]}\n",
+    );
+    space.edit("siteline.yaml", "ROOT", space.root().to_str().unwrap());
+    space.write("data/a.txt", "a\n");
+    space.write("data/b.txt", "b\n");
+    let said = space.run(&["run", "--plain", "--sandbox"]);
+    if said.stderr.contains("bubblewrap") {
+        assert_eq!(said.code, 1);
+        assert!(said.stderr.contains("hint:"), "{}", said.stderr);
+        return skipped("there is no bubblewrap here that may make a sandbox");
+    }
+    assert!(said.stderr.contains("done    good") && said.stderr.contains("FAILED  reads"), "{}", said.stderr);
+    assert!(!space.path("stray").exists(), "a command wrote outside its directory");
+}

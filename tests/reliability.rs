@@ -1,0 +1,364 @@
+//! Whatever happens to a run, its store or its machine, the next run finishes with the artifacts of a clean one and repeats
+//! nothing that was finished. Each test asserts that its fault really happened.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use crate::space::{Said, Space, skipped};
+
+/// Forty instances of commands that take a few milliseconds each.
+const SWEEP: &str = r#"
+axes: {hospital: [a, b, c], held_out: [a, b, c], method: [x, y], seed: [0, 1]}
+stages:
+  ingest: {run: "cat data/${hospital}.txt >out; sleep 0.01", per: [hospital], files: ["data/${hospital}.txt"], outputs: [out]}
+  features: {run: "sed s/^/f/ inputs/samples/out >out", per: [hospital], needs: {samples: ingest}, outputs: [out]}
+  train:
+    run: "cat inputs/features/*/out >model; echo ${method} ${held_out} ${seed} >>model; sleep 0.01; mkdir -p extra; echo ${method} >extra/note"
+    per: [method, held_out, seed]
+    needs: {features: {stage: features, where: hospital != held_out}}
+    outputs: [model, extra/]
+  evaluate: {run: "cat inputs/model/model inputs/features/out >score", per: [method, held_out, seed], needs: {model: train, features: {stage: features, where: hospital == held_out}}, outputs: [score]}
+  table: {run: "cat inputs/scores/*/score >table", needs: {scores: evaluate}, outputs: [table]}
+"#;
+
+fn sweep() -> Space {
+    let space = Space::of_commands(SWEEP);
+    for site in ["a", "b", "c"] {
+        space.write(&format!("data/{site}.txt"), format!("images of {site}\n"));
+    }
+    space
+}
+
+fn clean() -> BTreeMap<String, serde_json::Value> {
+    let space = sweep();
+    assert_eq!(space.executed(&[]).len(), 31);
+    space.artifacts()
+}
+
+fn start(space: &Space, variables: &[(&str, &str)]) -> Child {
+    let mut command = space.command(&["run", "--plain"]);
+    command.envs(variables.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+fn wait(child: Child) -> (Said, Option<i32>) {
+    let output = child.wait_with_output().unwrap();
+    let signal = output.status.signal();
+    (Said::from(output), signal)
+}
+
+/// What a run said to be done, whether or not it came to its end.
+fn done(said: &Said) -> std::collections::BTreeSet<String> {
+    said.executed()
+}
+
+#[test]
+fn a_kill_at_every_sync_point_loses_nothing() {
+    let clean = clean();
+    let points = [
+        "after-claim",
+        "after-stage",
+        "before-objects",
+        "after-objects",
+        "after-records",
+        "after-ledger",
+        "before-end",
+        "after-end",
+    ];
+    for point in points {
+        for time in ["1", "2"] {
+            let space = sweep();
+            let wanted = format!("{point}:{time}");
+            let (first, signal) = wait(start(&space, &[("SITELINE_TEST_KILL_AT", &wanted)]));
+            if time == "2" && (point.ends_with("-end") || signal != Some(9)) {
+                // A short run comes by some points once only.
+                continue;
+            }
+            assert_eq!(signal, Some(9), "{wanted}: the run was not killed: {}", first.stderr);
+            space.assert_no_process();
+            let second = space.run(&["run", "--plain"]);
+            assert_eq!(second.code, 0, "{wanted}: {}", second.stderr);
+            let repeated: Vec<_> = done(&first).intersection(&done(&second)).cloned().collect();
+            assert!(repeated.is_empty(), "{wanted}: repeated {repeated:?}");
+            assert_eq!(space.artifacts(), clean, "{wanted}");
+            assert!(space.run(&["verify"]).code == 0, "{wanted}");
+        }
+    }
+}
+
+#[test]
+fn two_hundred_kills_at_random_moments_lose_nothing() {
+    let clean = clean();
+    let (mut killed, mut runs) = (0, 0);
+    let mut state = 88172645463325252u64;
+    let mut space = sweep();
+    let mut finished = std::collections::BTreeSet::new();
+    while killed < 200 {
+        let child = start(&space, &[]);
+        // Xorshift: any moments will do, the same ones each time.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        std::thread::sleep(Duration::from_micros(state % 300_000));
+        let what = state % 3;
+        let (said, signal) = match what {
+            // The driver.
+            0 | 1 => {
+                let pid = rustix_pid(&child);
+                let _ = std::process::Command::new("kill").args(["-9", &pid]).status();
+                wait(child)
+            }
+            // A command and its whole process group, if one is at work; the run goes on without it.
+            _ => {
+                let victim = victim(&space);
+                if let Some(pid) = &victim {
+                    let _ = std::process::Command::new("kill").args(["-9", "--", &format!("-{pid}")]).status();
+                }
+                let (said, signal) = wait(child);
+                (said, signal.or(victim.map(|_| 9)))
+            }
+        };
+        killed += usize::from(signal == Some(9));
+        runs += 1;
+        assert!(runs < 2000, "only {killed} of {runs} runs were killed: the fault does not happen");
+        let now = done(&said);
+        let repeated: Vec<_> = now.intersection(&finished).cloned().collect();
+        assert!(repeated.is_empty(), "repeated {repeated:?}");
+        finished.extend(now);
+        if said.code == 0 {
+            assert_eq!(space.artifacts(), clean);
+            (space, finished) = (sweep(), Default::default());
+        }
+    }
+    let last = space.run(&["run", "--plain"]);
+    assert_eq!(last.code, 0, "{}", last.stderr);
+    assert!(done(&last).intersection(&finished).next().is_none());
+    assert_eq!(space.artifacts(), clean);
+    space.assert_no_process();
+}
+
+fn rustix_pid(child: &Child) -> String {
+    child.id().to_string()
+}
+
+/// The leader of a command's process group: a shell that works below the store.
+fn victim(space: &Space) -> Option<String> {
+    let root = std::fs::canonicalize(space.root()).unwrap();
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let at_work = entries.filter(|entry| {
+        let cwd = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+        cwd.starts_with(&root) && cwd.components().any(|part| part.as_os_str().to_string_lossy().starts_with("work"))
+    });
+    at_work.map(|entry| entry.file_name().to_string_lossy().into_owned()).find(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Field 5 is the process group.
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(2).map(|group| group == pid)).unwrap_or(false)
+    })
+}
+
+#[test]
+fn two_then_eight_drivers_at_once_execute_each_instance_once() {
+    let clean = clean();
+    for drivers in [2, 8] {
+        let space = sweep();
+        let all: Vec<Child> = (0..drivers).map(|_| start(&space, &[])).collect();
+        let said: Vec<Said> = all.into_iter().map(|child| wait(child).0).collect();
+        assert!(said.iter().all(|s| s.code == 0), "{}", said.iter().map(|s| s.stderr.as_str()).collect::<String>());
+        let executed: Vec<String> = said.iter().flat_map(|s| s.executed()).collect();
+        let once: std::collections::BTreeSet<_> = executed.iter().collect();
+        assert_eq!((executed.len(), once.len()), (clean.len(), clean.len()), "{drivers} drivers");
+        let shared = said.iter().filter(|s| !s.executed().is_empty()).count();
+        assert!(shared > 1, "one of {drivers} drivers did everything: they were not at work at once");
+        assert_eq!(space.artifacts(), clean);
+    }
+}
+
+#[test]
+fn a_damaged_journal_costs_what_it_says_and_nothing_else() {
+    let space = sweep();
+    space.executed(&[]);
+    let clean = space.artifacts();
+    let folder = space.path(".siteline/records");
+    let journal = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+    let whole = std::fs::read(&journal).unwrap();
+    // Every length would take hours through the program; the journal's own tests cut at each. Here: some, spread over all.
+    for step in 0..12 {
+        let length = whole.len() * step / 12 + step;
+        std::fs::write(&journal, &whole[..length]).unwrap();
+        let said = space.run(&["run", "--plain"]);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        assert!(!said.executed().is_empty(), "a cut at {length} cost nothing");
+        assert_eq!(space.artifacts(), clean, "cut at {length}");
+        for file in std::fs::read_dir(&folder).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
+        std::fs::write(&journal, &whole).unwrap();
+    }
+    for step in 0..12 {
+        let mut damaged = whole.clone();
+        let place = (whole.len() * step / 12 + 37 * step) % whole.len();
+        damaged[place] ^= 1 << (step % 8);
+        std::fs::write(&journal, &damaged).unwrap();
+        let verified = space.run(&["verify"]);
+        let said = space.run(&["run", "--plain"]);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        assert!(said.executed().len() == 1 || verified.code == 1, "a flip at {place} went unnoticed");
+        assert_eq!(space.artifacts(), clean, "flip at {place}");
+        for file in std::fs::read_dir(&folder).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
+        std::fs::write(&journal, &whole).unwrap();
+    }
+}
+
+#[test]
+fn every_damaged_or_missing_object_is_made_anew_before_anybody_reads_it() {
+    let space = sweep();
+    space.executed(&[]);
+    let clean = space.artifacts();
+    let objects: Vec<_> = std::fs::read_dir(space.path(".siteline/objects"))
+        .unwrap()
+        .flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap())
+        .map(|file| file.unwrap().path())
+        .collect();
+    assert!(objects.len() > 20);
+    for (index, object) in objects.iter().enumerate() {
+        let bytes = std::fs::read(object).unwrap();
+        if index % 2 == 0 {
+            std::fs::remove_file(object).unwrap();
+        } else {
+            let mut damaged = bytes.clone();
+            damaged[index % bytes.len()] ^= 1;
+            std::fs::remove_file(object).unwrap();
+            std::fs::write(object, damaged).unwrap();
+            let verified = space.run(&["verify"]);
+            assert!(verified.code == 1 && verified.stdout.contains("damaged"), "{}", verified.stdout);
+        }
+        let said = space.run(&["run", "--plain"]);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        assert!(!said.executed().is_empty(), "the fault at {} went unnoticed", object.display());
+        assert_eq!(std::fs::read(object).unwrap(), bytes);
+    }
+    assert_eq!(space.artifacts(), clean);
+}
+
+#[test]
+fn a_store_that_cannot_be_written_is_said_to_be() {
+    let space = sweep();
+    space.executed(&[]);
+    // As root nothing is read-only by its permissions: a read-only mount is.
+    let mount = |arguments: &[&str]| {
+        let store = space.path(".siteline");
+        let status = std::process::Command::new("mount").args(arguments).arg(&store).status();
+        status.is_ok_and(|status| status.success())
+    };
+    let store = space.path(".siteline");
+    if !mount(&["--bind", store.to_str().unwrap()]) || !mount(&["-o", "remount,bind,ro"]) {
+        return skipped("nothing can be mounted here (that takes root)");
+    }
+    let plan = space.run(&["plan"]);
+    let run = space.run(&["run", "--plain"]);
+    let _ = std::process::Command::new("umount").arg("-l").arg(&store).status();
+    assert!(plan.code == 0 && plan.stdout.contains("Everything is up to date"), "{}{}", plan.stdout, plan.stderr);
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("hint: the folder cannot be written; name another store"), "{}", run.stderr);
+}
+
+#[test]
+fn a_full_disk_keeps_what_was_finished() {
+    let space = sweep();
+    space.edit(
+        "siteline.yaml",
+        "sed s/^/f/ inputs/samples/out >out",
+        "sed s/^/f/ inputs/samples/out >out; head -c 150000 /dev/zero >>out",
+    );
+    let small = space.path("small");
+    std::fs::create_dir(&small).unwrap();
+    let mounted =
+        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&small).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        return skipped("no small file system can be mounted here (that takes root)");
+    }
+    let said = space.run(&["run", "--plain", "--store", "small/store"]);
+    let bigger = std::process::Command::new("mount").args(["-o", "remount,size=60m"]).arg(&small).status();
+    let again = space.run(&["run", "--plain", "--store", "small/store"]);
+    let verified = space.run(&["verify", "--store", "small/store"]);
+    let _ = std::process::Command::new("umount").arg("-l").arg(&small).status();
+    assert!(bigger.is_ok_and(|status| status.success()));
+    assert_eq!(said.code, 1, "the disk was not full: {}", said.stderr);
+    let full = said.stderr.to_lowercase();
+    assert!(full.contains("no space left") || full.contains("disk is full"), "{}", said.stderr);
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    assert!(said.executed().intersection(&again.executed()).next().is_none(), "a finished instance was repeated");
+    assert_eq!(verified.code, 0, "{}", verified.stdout);
+}
+
+#[test]
+fn a_clock_that_is_a_day_wrong_changes_nothing() {
+    let Ok(faketime) = std::process::Command::new("faketime").arg("--version").output() else {
+        return skipped("faketime is not there (on Debian: apt-get install faketime)");
+    };
+    assert!(faketime.status.success());
+    let clean = clean();
+    let space = sweep();
+    let run = |shift: &str| {
+        let mut command = std::process::Command::new("faketime");
+        command.args(["-f", shift]).arg(crate::space::siteline()).args(["run", "--plain"]).current_dir(space.root());
+        Said::from(command.output().unwrap())
+    };
+    let ahead = run("+1d");
+    assert_eq!(ahead.code, 0, "{}", ahead.stderr);
+    let runs: Vec<_> =
+        std::fs::read_dir(space.path(".siteline/runs")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let today = std::process::Command::new("date").args(["-u", "+%Y%m%d"]).output().unwrap().stdout;
+    let today = String::from_utf8_lossy(&today).trim().to_owned();
+    assert!(runs.iter().all(|run| !run.to_string_lossy().starts_with(&today)), "the clock was right");
+    for shift in ["-1d", "+0d"] {
+        let said = run(shift);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        assert!(said.executed().is_empty(), "{}", said.stderr);
+    }
+    space.write("data/a.txt", "changed\n");
+    assert!(!run("-1d").executed().is_empty());
+    space.write("data/a.txt", "images of a\n");
+    assert!(run("+0d").executed().is_empty(), "what is in the store was not found");
+    assert_eq!(space.artifacts(), clean);
+}
+
+#[test]
+fn gc_during_a_run_is_refused_and_loses_nothing() {
+    let space = sweep();
+    space.edit("siteline.yaml", "sleep 0.01; mkdir", "sleep 0.3; mkdir");
+    let child = start(&space, &[]);
+    std::thread::sleep(Duration::from_millis(600));
+    let gc = space.run(&["gc", "--keep-days", "0", "--yes"]);
+    let (said, _) = wait(child);
+    assert_eq!(gc.code, 1, "the run was over before gc came");
+    assert!(gc.stderr.contains("is in use by another run"), "{}", gc.stderr);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let gc = space.run(&["gc", "--keep-days", "0", "--yes"]);
+    assert_eq!(gc.code, 0, "{}", gc.stderr);
+    assert!(space.executed(&[]).is_empty());
+}
+
+#[test]
+fn a_source_that_is_edited_while_a_stage_reads_it_makes_no_result() {
+    let space = sweep();
+    space.edit(
+        "siteline.yaml",
+        "cat data/${hospital}.txt >out; sleep 0.01",
+        "cat data/${hospital}.txt >out; sleep 1.5",
+    );
+    let child = start(&space, &[]);
+    std::thread::sleep(Duration::from_millis(700));
+    space.write("data/a.txt", "edited\n");
+    let (said, _) = wait(child);
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("data/a.txt changed while it was read"), "{}", said.stderr);
+    assert!(!said.executed().contains("ingest[hospital=a]"));
+    let again = space.run(&["run", "--plain"]);
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    assert_eq!(space.output("ingest[hospital=a]", "out"), b"edited\n");
+}
