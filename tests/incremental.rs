@@ -170,3 +170,60 @@ fn the_same_inputs_give_the_same_bytes() {
         assert!(read(&one) == read(&two), "{file} differs between two runs of the same project");
     }
 }
+
+#[test]
+fn one_changed_image_is_the_only_one_that_is_encoded() {
+    let encoded = |space: &Space| {
+        let trace = space.run(&["trace", "features[site=B,backbone=tiny]"]).stdout;
+        let line = trace.lines().find(|line| line.contains("metric images encoded")).unwrap().to_owned();
+        line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()
+    };
+    let space = Space::finished();
+    assert_eq!(encoded(&space), 10);
+    space.repaint("data/B/images/phantom_0003.png");
+    let ran = space.executed(&["--only", "features"]);
+    assert_eq!(ran, set(&["ingest[site=B]", "features[site=B,backbone=tiny]"]));
+    assert_eq!(encoded(&space), 1);
+    // With what was remembered and without it the bytes are the same.
+    let bytes = space.output("features[site=B,backbone=tiny]", "features.parquet");
+    let fresh = Space::finished();
+    std::fs::remove_dir_all(fresh.path(".siteline/memo")).unwrap();
+    fresh.repaint("data/B/images/phantom_0003.png");
+    fresh.executed(&["--only", "features"]);
+    assert_eq!(encoded(&fresh), 10);
+    assert!(fresh.output("features[site=B,backbone=tiny]", "features.parquet") == bytes);
+}
+
+#[test]
+fn a_training_that_was_killed_goes_on_from_its_checkpoint_with_the_same_bytes() {
+    let train = "train[method=mcdrl,backbone=tiny,held_out=A,seed=0]";
+    let longer = ["--set", "stages.train.with.epochs=40", "--only", train];
+    let whole = Space::finished();
+    assert_eq!(whole.executed(&longer).len(), 1);
+    let expected = ["model.safetensors", "history.parquet"].map(|file| whole.output_of(train, file));
+
+    let space = Space::finished();
+    let start = || {
+        let mut command = space.command(&[&["run", "--plain"][..], &longer].concat());
+        command.env("SITELINE_TEST_CHECKPOINT_SECONDS", "0").stderr(std::process::Stdio::null());
+        command.stdout(std::process::Stdio::null()).spawn().unwrap()
+    };
+    let mut child = start();
+    let checkpoint = || {
+        let folders = std::fs::read_dir(space.path(".siteline/resume")).unwrap();
+        folders.flatten().any(|folder| folder.path().join("checkpoint.safetensors").exists())
+    };
+    while !checkpoint() {
+        assert!(child.try_wait().unwrap().is_none(), "it was done before there was a checkpoint");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    space.assert_no_process();
+    assert!(checkpoint(), "the checkpoint did not survive");
+    assert_eq!(space.executed(&longer).len(), 1);
+    let log = space.run(&["log", train]).stdout;
+    assert!(log.contains("goes on behind epoch"), "{log}");
+    assert!(expected == ["model.safetensors", "history.parquet"].map(|file| space.output_of(train, file)));
+    assert!(!checkpoint(), "the checkpoint is left behind");
+}

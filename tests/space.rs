@@ -226,6 +226,17 @@ impl Space {
         fs::read(self.path(".siteline/objects").join(&digest[..2]).join(&digest[2..])).unwrap()
     }
 
+    /// The bytes of an output in the latest record of an instance, up to date or not.
+    pub fn output_of(&self, instance: &str, path: &str) -> Vec<u8> {
+        let history = self.run(&["history", instance]).stdout;
+        let short = history.split_once("key ").unwrap().1[..12].to_owned();
+        let records = self.records();
+        let outputs = records.iter().find(|(key, _)| key.starts_with(&short)).unwrap().1.clone();
+        let output = outputs.as_array().unwrap().iter().find(|o| o["path"] == path).unwrap().clone();
+        let digest = output["digest"].as_str().unwrap();
+        fs::read(self.path(".siteline/objects").join(&digest[..2]).join(&digest[2..])).unwrap()
+    }
+
     /// Changes one image so that it differs at any working size.
     pub fn repaint(&self, name: &str) {
         let mut picture = image::open(self.path(name)).unwrap().into_rgb8();

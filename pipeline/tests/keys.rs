@@ -1,0 +1,212 @@
+//! Keys: any changed part changes the key and is named by `why`; what is no part changes nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+use siteline_cache::{Digest, Record};
+use siteline_pipeline::key::{KeyFile, KeyParts, Recipe};
+use siteline_pipeline::why;
+
+fn digest(text: &str) -> Digest {
+    Digest::of_bytes(text.as_bytes())
+}
+
+fn file(input: &str, role: &str, point: &[(&str, &str)], label: &str, content: &str) -> KeyFile<'static> {
+    let point = point.iter().map(|(axis, value)| ((*axis).to_owned(), (*value).to_owned())).collect();
+    KeyFile {
+        input: Cow::Owned(input.to_owned()),
+        role: Cow::Owned(role.to_owned()),
+        point: Cow::Owned(point),
+        label: Cow::Owned(label.to_owned()),
+        digest: digest(content),
+    }
+}
+
+fn recipe(params: Value) -> Recipe {
+    Recipe {
+        kind: "train".into(),
+        code: BTreeMap::from([("base".into(), digest("code").to_string())]),
+        libraries: BTreeMap::from([("tch".into(), "0.24.0".into())]),
+        params: params.as_object().unwrap().clone(),
+    }
+}
+
+fn record(parts: &KeyParts) -> Record {
+    Record {
+        key: parts.key(),
+        parts: serde_json::to_value(parts).unwrap(),
+        instance: "train".into(),
+        manifest: "m".into(),
+        kind: "train".into(),
+        run: "r".into(),
+        started_ms: 0,
+        finished_ms: 0,
+        inputs: vec![],
+        sources: vec![],
+        outputs: vec![],
+        metrics: BTreeMap::new(),
+        environment: BTreeMap::new(),
+    }
+}
+
+/// One literal key for each version of the format: whoever changes the format sees it here.
+#[test]
+fn the_format_is_pinned() {
+    let recipe = recipe(json!({"epochs": 20, "lr": 0.005, "group": {"a": [1, "x", null, true]}}));
+    let files = vec![
+        file("features", "output", &[("site", "A")], "features.parquet", "a"),
+        file("features", "output", &[("site", "B")], "features.parquet", "b"),
+        file("raw", "image", &[], "p01", "pixels"),
+    ];
+    let key = KeyParts::new(&recipe, files).key();
+    assert_eq!(key.to_string(), "09d236e3ff2873c086ebc03db1d5becd3f8768b7108b162e811f1088b6a876e7");
+}
+
+/// A part that can be changed, as a path into the recipe or the files.
+#[derive(Clone, Debug)]
+enum Edit {
+    Kind(String),
+    Code(String),
+    Library(String),
+    Param(String, i64),
+    NewParam(String),
+    Content(usize, String),
+    Label(usize, String),
+    Role(usize, String),
+    Input(usize, String),
+    Point(usize, String),
+    Gone(usize),
+}
+
+fn edits() -> impl Strategy<Value = Edit> {
+    let word = "[a-z]{3,8}";
+    prop_oneof![
+        word.prop_map(Edit::Kind),
+        word.prop_map(Edit::Code),
+        word.prop_map(Edit::Library),
+        ("[abc]", 1000..2000i64).prop_map(|(name, value)| Edit::Param(name, value)),
+        word.prop_map(|name| Edit::NewParam(format!("new-{name}"))),
+        (0..3usize, word).prop_map(|(f, text)| Edit::Content(f, text)),
+        (0..3usize, word).prop_map(|(f, text)| Edit::Label(f, text)),
+        (0..3usize, word).prop_map(|(f, text)| Edit::Role(f, format!("r-{text}"))),
+        (0..3usize, word).prop_map(|(f, text)| Edit::Input(f, format!("i-{text}"))),
+        (0..3usize, word).prop_map(|(f, text)| Edit::Point(f, format!("p-{text}"))),
+        (0..3usize).prop_map(Edit::Gone),
+    ]
+}
+
+fn files() -> Vec<KeyFile<'static>> {
+    vec![
+        file("features", "output", &[("site", "A")], "f", "one"),
+        file("features", "output", &[("site", "B")], "f", "two"),
+        file("raw", "image", &[], "p1", "three"),
+    ]
+}
+
+/// Makes an edit. Returns the name that `why` must mention, and the old and new values where there are any.
+fn apply(
+    edit: &Edit,
+    recipe: &mut Recipe,
+    files: &mut Vec<KeyFile<'static>>,
+) -> (String, Option<String>, Option<String>) {
+    let short = |text: &str| digest(text).short();
+    match edit.clone() {
+        Edit::Kind(kind) => {
+            let old = std::mem::replace(&mut recipe.kind, kind.clone());
+            ("kind".into(), Some(old), Some(kind))
+        }
+        Edit::Code(text) => {
+            recipe.code.insert("base".into(), digest(&text).to_string());
+            ("code base".into(), Some(short("code")), Some(short(&text)))
+        }
+        Edit::Library(version) => {
+            recipe.libraries.insert("tch".into(), version.clone());
+            ("library tch".into(), Some("0.24.0".into()), Some(version))
+        }
+        Edit::Param(name, value) => {
+            let old = recipe.params.insert(name.clone(), value.into()).unwrap();
+            (format!("parameter {name}"), Some(old.to_string()), Some(value.to_string()))
+        }
+        Edit::NewParam(name) => {
+            recipe.params.insert(name.clone(), json!("x"));
+            (format!("parameter {name}"), None, Some("x".into()))
+        }
+        Edit::Content(index, text) => {
+            let old = std::mem::replace(&mut files[index].digest, digest(&text));
+            (files[index].label.to_string(), Some(old.short()), Some(short(&text)))
+        }
+        Edit::Label(index, text) => {
+            files[index].label = Cow::Owned(text.clone());
+            (text, None, None)
+        }
+        Edit::Role(index, text) => {
+            files[index].role = Cow::Owned(text.clone());
+            (text, None, None)
+        }
+        Edit::Input(index, text) => {
+            files[index].input = Cow::Owned(text.clone());
+            (text, None, None)
+        }
+        Edit::Point(index, text) => {
+            files[index].point = Cow::Owned(BTreeMap::from([("site".to_owned(), text.clone())]));
+            // A raw file has no point of its own in words; its key part has.
+            (if index < 2 { text } else { String::new() }, None, None)
+        }
+        Edit::Gone(index) => {
+            let gone = files.remove(index);
+            (gone.label.to_string(), Some(gone.digest.short()), None)
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_changed_part_changes_the_key_and_is_named(a in 0..100i64, b in 0..100i64, c in 0..100i64, edit in edits()) {
+        let before_recipe = recipe(json!({"a": a, "b": b, "c": c}));
+        let before = KeyParts::new(&before_recipe, files());
+        let (mut after_recipe, mut after_files) = (before_recipe.clone(), files());
+        let (name, old, new) = apply(&edit, &mut after_recipe, &mut after_files);
+        let after = KeyParts::new(&after_recipe, after_files);
+        prop_assert_ne!(before.key(), after.key());
+        let lines: Vec<String> = why::changes(&record(&before), &after).iter().map(ToString::to_string).collect();
+        let named = lines.iter().any(|line| {
+            line.contains(&name)
+                && old.as_ref().is_none_or(|old| line.contains(old.as_str()))
+                && new.as_ref().is_none_or(|new| line.contains(new.as_str()))
+        });
+        prop_assert!(named || name.is_empty(), "{:?} is not told by {:?}", edit, lines);
+    }
+
+    #[test]
+    fn the_order_of_maps_and_of_files_changes_nothing(
+        params in proptest::collection::btree_map("[a-z]{1,5}", any::<i32>(), 0..6),
+        seed in any::<u64>(),
+    ) {
+        let forward: Map<String, Value> = params.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+        let backward: Map<String, Value> = params.iter().rev().map(|(k, v)| (k.clone(), json!(v))).collect();
+        let mut shuffled = files();
+        shuffled.rotate_left((seed % 3) as usize);
+        let (one, two) = (recipe(Value::Object(forward)), recipe(Value::Object(backward)));
+        prop_assert_eq!(KeyParts::new(&one, files()).key(), KeyParts::new(&two, shuffled).key());
+    }
+
+    #[test]
+    fn swapping_the_roles_of_two_inputs_changes_the_key(a in "[a-z]{1,8}", b in "[a-z]{1,8}") {
+        prop_assume!(a != b);
+        let recipe = recipe(json!({}));
+        let both = |x: &str, y: &str| vec![file("source", "output", &[], "f", x), file("target", "output", &[], "f", y)];
+        prop_assert_ne!(KeyParts::new(&recipe, both(&a, &b)).key(), KeyParts::new(&recipe, both(&b, &a)).key());
+    }
+
+    #[test]
+    fn a_key_survives_the_way_into_a_record_and_back(a in any::<i64>(), b in any::<f64>().prop_filter("numbers", |x| x.is_finite())) {
+        let recipe = recipe(json!({"a": a, "b": b}));
+        let parts = KeyParts::new(&recipe, files());
+        let read: KeyParts = serde_json::from_str(&serde_json::to_string(&parts).unwrap()).unwrap();
+        prop_assert_eq!(read.key(), parts.key());
+    }
+}

@@ -1,0 +1,53 @@
+//! A stage kind of a lab's own, in Python: the example, used as its documentation says.
+
+use crate::space::Space;
+
+fn example() -> Space {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/pack");
+    let space = Space::of_commands("");
+    for name in ["siteline.yaml", "summarise.py"] {
+        space.write(name, std::fs::read(folder.join(name)).unwrap());
+    }
+    space
+}
+
+#[test]
+fn a_pack_in_python_runs_is_cached_and_follows_its_code() {
+    let lines = example().read("summarise.py").lines().count();
+    assert!(lines < 100, "the example has {lines} lines");
+    let space = example();
+    assert_eq!(space.executed(&[]).len(), 3);
+    assert_eq!(space.output("summary", "summary.json"), br#"{"mean": 0.3, "rows": 10, "spread": 0.149}"#);
+    assert!(space.run(&["trace", "summary"]).stdout.contains("metric mean = 0.3"));
+    assert!(space.executed(&[]).is_empty());
+    space.edit("summarise.py", "import csv\n", "import csv  # a remark\n");
+    let why = space.run(&["why", "summary"]);
+    assert!(why.stdout.contains("code base: "), "{}", why.stdout);
+    assert_eq!(space.executed(&[]).into_iter().collect::<Vec<_>>(), ["summary"]);
+    space.assert_no_process();
+}
+
+#[test]
+fn a_packs_parameters_and_failures_are_told_like_any_others() {
+    let space = example();
+    space.edit("siteline.yaml", "column: score", "colum: score");
+    let said = space.run(&["plan"]);
+    assert_eq!(said.code, 2);
+    assert!(
+        said.stderr.contains("did you mean `column`?") && said.stderr.contains("siteline.yaml:"),
+        "{}",
+        said.stderr
+    );
+    let space = example();
+    let said = space.run(&["run", "--plain", "--set", "stages.summary.with.column=grade"]);
+    assert_eq!(said.code, 1);
+    assert!(
+        said.stderr.contains("FAILED  summary: the table of hospital=north has no column `grade`"),
+        "{}",
+        said.stderr
+    );
+    let space = example();
+    space.edit("siteline.yaml", "python3 summarise.py", "python3 no-such-pack.py");
+    let said = space.run(&["plan"]);
+    assert!(said.code == 2 && said.stderr.contains("does not describe its stage kinds"), "{}", said.stderr);
+}

@@ -1,0 +1,211 @@
+//! What people look at: histories, differences, checks, events, manual pages.
+
+use crate::space::Space;
+
+const SWEEP: &str = r#"
+axes: {seed: [0, 1]}
+stages:
+  fit: {run: "echo ${rate} ${seed} >out; echo ::metric loss ${rate}", per: [seed], with: {rate: 0.5}, outputs: [out]}
+  all: {run: "cat inputs/fits/*/out >out", needs: {fits: fit}, outputs: [out]}
+"#;
+
+#[test]
+fn history_and_differences_tell_what_changed() {
+    let space = Space::of_commands(SWEEP);
+    space.executed(&[]);
+    space.edit("siteline.yaml", "rate: 0.5", "rate: 0.25");
+    space.executed(&[]);
+    let history = space.run(&["history", "fit[seed=1]"]);
+    assert_eq!(history.stdout.matches("took").count(), 2, "{}", history.stdout);
+    assert!(history.stdout.contains("parameter with.rate: 0.5 -> 0.25"), "{}", history.stdout);
+    assert!(history.stdout.contains("loss = 0.25") && history.stdout.contains("loss = 0.5"), "{}", history.stdout);
+    let diff = space.run(&["diff"]);
+    assert!(diff.stdout.contains("~ fit[seed=0]  executed -> executed"), "{}", diff.stdout);
+    assert!(diff.stdout.contains("metric loss: 0.5 -> 0.25 (-0.2500)"), "{}", diff.stdout);
+    let said = space.run(&["run", "--plain", "--set", "axes.seed=[1, 2]"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let diff = space.run(&["diff"]);
+    assert!(
+        diff.stdout.contains("- fit[seed=0]") && diff.stdout.contains("+ fit[seed=2]  executed"),
+        "{}",
+        diff.stdout
+    );
+    assert_eq!(space.run(&["diff", "no-such-run"]).code, 2);
+    // What was changed on the command line is kept with the run.
+    let runs = std::fs::read_dir(space.path(".siteline/runs")).unwrap();
+    let requests: Vec<String> =
+        runs.map(|run| std::fs::read_to_string(run.unwrap().path().join("request.json")).unwrap()).collect();
+    assert!(requests.iter().any(|text| text.contains("axes.seed=[1, 2]")), "{requests:?}");
+}
+
+#[test]
+fn only_except_and_from_choose_what_runs() {
+    let space = Space::of_commands(SWEEP);
+    let run = |arguments: &[&str]| space.executed(arguments).into_iter().collect::<Vec<_>>();
+    assert_eq!(run(&["--only", "fit[seed=0]"]), ["fit[seed=0]"]);
+    assert_eq!(run(&["--except", "all"]), ["fit[seed=1]"]);
+    assert_eq!(run(&[]), ["all"]);
+    // Everything behind it is looked at again; what came out as before stops there.
+    assert_eq!(run(&["--from", "fit[seed=0]"]), ["all", "fit[seed=0]"]);
+    assert_eq!(run(&["--force"]), ["all", "fit[seed=0]", "fit[seed=1]"]);
+    let wrong = space.run(&["plan", "--only", "fit[sed=0]"]);
+    assert!(wrong.code == 2 && wrong.stderr.contains("did you mean `seed`?"), "{}", wrong.stderr);
+    let wrong = space.run(&["plan", "--only", "fit[seed=7]"]);
+    assert!(wrong.stderr.contains("the values of `seed` are: `0`, `1`"), "{}", wrong.stderr);
+}
+
+#[test]
+fn events_are_json_that_fits_its_schema() {
+    let space = Space::of_commands(SWEEP);
+    let said = space.run(&["run", "--json"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let events: Vec<serde_json::Value> = said.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(events.first().unwrap()["event"], "began");
+    assert_eq!(events.last().unwrap()["event"], "ended");
+    let schema: serde_json::Value = serde_json::from_str(&space.run(&["schema", "--events"]).stdout).unwrap();
+    let known: Vec<&str> = schema["oneOf"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e["properties"]["event"]["const"].as_str().unwrap())
+        .collect();
+    for event in &events {
+        let name = event["event"].as_str().unwrap();
+        let place =
+            known.iter().position(|known| *known == name).unwrap_or_else(|| panic!("{name} is not in the schema"));
+        for field in schema["oneOf"][place]["required"].as_array().unwrap() {
+            assert!(event.get(field.as_str().unwrap()).is_some(), "{event} lacks {field}");
+        }
+    }
+    let run = std::fs::read_dir(space.path(".siteline/runs")).unwrap().next().unwrap().unwrap().path();
+    let summary: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(run.join("summary.json")).unwrap()).unwrap();
+    assert_eq!(summary["executed"].as_array().unwrap().len(), 3);
+    let schema: serde_json::Value = serde_json::from_str(&space.run(&["schema", "--summary"]).stdout).unwrap();
+    assert!(schema["required"].as_array().unwrap().iter().all(|field| summary.get(field.as_str().unwrap()).is_some()));
+}
+
+#[test]
+fn a_manifest_is_checked_for_what_it_never_uses() {
+    let space = Space::of_commands(
+        "axes: {seed: [0, 1], method: [x]}\ntokens: {licence: 1}\nstages:\n  fit: {run: echo >out, per: [seed], outputs: [out], when: seed == 1, overrides: [{when: seed == 0, with: {a: 1}}]}\n",
+    );
+    let said = space.run(&["check-manifest"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    for warning in [
+        "no stage is repeated per `method`",
+        "no stage asks for the token `licence`",
+        "`seed == 0` holds at no point of the stage `fit`",
+    ] {
+        assert!(said.stderr.contains(warning), "{}", said.stderr);
+    }
+    assert!(said.stderr.contains("warning") && said.stderr.contains("siteline.yaml:3:"), "{}", said.stderr);
+    assert_eq!(space.run(&["check-manifest", "--strict"]).code, 1);
+}
+
+#[test]
+fn the_doctor_looks_at_everything() {
+    let space = Space::of_commands(SWEEP);
+    space.executed(&[]);
+    let said = space.run(&["doctor"]);
+    for what in ["worker", "libtorch", "gpu", "manifest", "store", "records", "disk"] {
+        assert!(said.stdout.contains(what), "{}", said.stdout);
+    }
+    let said = space.run(&["doctor", "--worker", "/no/such/worker"]);
+    assert!(said.code == 1 && said.stdout.contains("BAD   worker"), "{}", said.stdout);
+}
+
+#[test]
+fn there_is_a_manual_page_for_every_verb() {
+    let space = Space::of_commands(SWEEP);
+    assert_eq!(space.run(&["man", "man1"]).code, 0);
+    for page in ["siteline.1", "siteline-run.1", "siteline-diff.1", "siteline-doctor.1"] {
+        assert!(space.read(&format!("man1/{page}")).contains(".TH"), "{page}");
+    }
+}
+
+#[test]
+fn the_sweep_has_groups_files_includes_and_whens() {
+    let space = Space::of_commands(
+        r#"
+axes:
+  size: [{name: small, width: 8, rate: 0.5}, {name: wide, width: 64, rate: 0.25}]
+  method: {from: methods.txt}
+  seed: [0, 1]
+include: [{method: b, seed: 7}]
+exclude: [method == c and seed == 1]
+stages:
+  fit:
+    run: "echo ${size} ${width} ${rate} ${method} ${seed} >out"
+    per: [size, method, seed]
+    when: size == wide or seed == 0
+    outputs: [out]
+"#,
+    );
+    space.write("methods.txt", "a\nb   # the second\n\nc\n");
+    let executed = space.executed(&[]);
+    let points: Vec<&str> = executed.iter().map(|name| name.trim_start_matches("fit[")).collect();
+    let expected = [
+        "size=small,method=a,seed=0]",
+        "size=small,method=b,seed=0]",
+        "size=small,method=c,seed=0]",
+        "size=wide,method=a,seed=0]",
+        "size=wide,method=a,seed=1]",
+        "size=wide,method=b,seed=0]",
+        "size=wide,method=b,seed=1]",
+        "size=wide,method=b,seed=7]",
+        "size=wide,method=c,seed=0]",
+    ];
+    assert_eq!(points, expected);
+    assert_eq!(space.output("fit[size=wide,method=b,seed=7]", "out"), b"wide 64 0.25 b 7\n");
+}
+
+#[test]
+fn an_absurd_sweep_is_refused_with_its_size() {
+    let values: Vec<String> = (0..3000).map(|n| n.to_string()).collect();
+    let list = values.join(", ");
+    let space = Space::of_commands(&format!(
+        "axes: {{a: [{list}], b: [{list}], c: [{list}]}}\nstages: {{fit: {{run: echo >out, per: [a, b, c], outputs: [out]}}}}\n"
+    ));
+    let said = space.run(&["plan"]);
+    assert_eq!(said.code, 2);
+    assert!(
+        said.stderr.contains("would have 27000000000 instances (3000 of a × 3000 of b × 3000 of c)"),
+        "{}",
+        said.stderr
+    );
+    let bomb = "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c, *c, *c, *c, *c]\ne: &e [*d, *d, *d, *d, *d, *d, *d]\nf: &f [*e, *e, *e, *e, *e, *e, *e]\ng: [*f, *f, *f, *f, *f, *f, *f, *f]\n";
+    let space = Space::of_commands(bomb);
+    let said = space.run(&["plan"]);
+    assert_eq!(said.code, 2, "{}", said.stdout);
+}
+
+#[test]
+fn a_first_full_table_comes_before_the_second_seed() {
+    let space = Space::of_commands(
+        "axes: {method: [x, y, z], seed: [0, 1, 2]}\nstages:\n  train: {run: \"echo ${method} ${seed} >out\", per: [method, seed], outputs: [out]}\n  evaluate: {run: cat inputs/model/out >out, per: [method, seed], needs: {model: train}, outputs: [out]}\n",
+    );
+    let said = space.run(&["run", "--plain", "-j", "1"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let started: Vec<&str> =
+        said.stderr.lines().filter_map(|line| line.split_once("start   ")).map(|(_, name)| name).collect();
+    let place = |name: &str| started.iter().position(|started| *started == name).unwrap();
+    let last_of_first =
+        ["x", "y", "z"].map(|m| place(&format!("evaluate[method={m},seed=0]"))).into_iter().max().unwrap();
+    let first_of_second =
+        ["x", "y", "z"].map(|m| place(&format!("train[method={m},seed=1]"))).into_iter().min().unwrap();
+    // While the last scores of a seed are computed, free slots go on with the next.
+    assert!(last_of_first <= first_of_second + 2, "{started:?}");
+}
+
+#[test]
+fn a_store_is_private_unless_its_user_shares_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |space: &Space, name: &str| std::fs::metadata(space.path(name)).unwrap().permissions().mode() & 0o7777;
+    let space = Space::of_commands(SWEEP);
+    space.executed(&[]);
+    assert_eq!(mode(&space, ".siteline"), 0o700);
+    let space = Space::of_commands(SWEEP);
+    space.executed(&["--shared-store"]);
+    assert_eq!((mode(&space, ".siteline"), mode(&space, ".siteline/objects")), (0o2770, 0o2770));
+}
