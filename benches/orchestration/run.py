@@ -21,7 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from sweep import Sweep
 
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "siteline")
-PEERS = {"ninja": "ninja==1.13.0", "snakemake": "snakemake==9.13.4", "dvc": "dvc==3.63.0"}
+PEERS = {"ninja": "ninja==1.13.2", "snakemake": "snakemake==9.27.1", "dvc": "dvc==3.67.1"}
 LIMIT = 300
 
 

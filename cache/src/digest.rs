@@ -1,15 +1,34 @@
 //! BLAKE3-256 digests of bytes, files and trees: the only use of BLAKE3 in the workspace.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::str::FromStr;
 
+use blake3::hazmat::{self, HasherExt};
+use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What is read at a time; a piece this large is hashed by all cores. Files are read, not mapped: one that is cut short
-/// meanwhile would end the process.
-const PIECE: usize = 8 << 20;
+/// What is read at a time: a power of two, so that a piece is a subtree of BLAKE3's, and small enough to be in the cache
+/// still when it is hashed. Files are read, not mapped: one that is cut short meanwhile would end the process.
+const PIECE: usize = 256 << 10;
+/// From here on all cores read and hash pieces side by side.
+const LARGE: u64 = 8 << 20;
+
+/// How many of `count` subtrees are on the left: the largest power of two that leaves something on the right.
+fn left_of(count: usize) -> usize {
+    count.next_power_of_two() / 2
+}
+
+fn merged(values: &[hazmat::ChainingValue]) -> hazmat::ChainingValue {
+    if let [one] = values {
+        return *one;
+    }
+    let (left, right) = values.split_at(left_of(values.len()));
+    hazmat::merge_subtrees_non_root(&merged(left), &merged(right), hazmat::Mode::Hash)
+}
 
 /// What no hex digit stands for.
 const NO_NIBBLE: u8 = 0x80;
@@ -49,8 +68,13 @@ impl Digest {
     /// # Errors
     /// Whatever opening or reading the file gives.
     pub fn of_file(path: &Path) -> io::Result<(Self, u64)> {
-        let mut file = std::fs::File::open(path)?;
+        let mut file = File::open(path)?;
         let expected = file.metadata()?.len();
+        if expected >= LARGE
+            && let Some(digest) = Self::of_large(&file, expected)?
+        {
+            return Ok((digest, expected));
+        }
         let mut hasher = blake3::Hasher::new();
         let mut piece = Vec::with_capacity((expected as usize).min(PIECE) + 1);
         let mut length = 0;
@@ -61,11 +85,33 @@ impl Digest {
                 return Ok((Self(*hasher.finalize().as_bytes()), length));
             }
             length += read as u64;
-            match read < 1 << 18 {
-                true => hasher.update(&piece),
-                false => hasher.update_rayon(&piece),
-            };
+            hasher.update(&piece);
         }
+    }
+
+    /// The same of a large file: its pieces, which are subtrees of the hash, side by side. `None` for a file that was cut short
+    /// meanwhile.
+    fn of_large(file: &File, length: u64) -> io::Result<Option<Self>> {
+        let one = |buffer: &mut Vec<u8>, index: usize| {
+            let start = index as u64 * PIECE as u64;
+            let size = (length - start).min(PIECE as u64) as usize;
+            buffer.resize(size, 0);
+            match file.read_exact_at(buffer, start) {
+                Ok(()) => {
+                    let mut hasher = blake3::Hasher::new();
+                    hasher.set_input_offset(start).update(buffer);
+                    Ok(Some(hasher.finalize_non_root()))
+                }
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+                Err(e) => Err(e),
+            }
+        };
+        let pieces = (0..length.div_ceil(PIECE as u64) as usize).into_par_iter().with_min_len(8);
+        let values = pieces.map_init(|| Vec::with_capacity(PIECE), one).collect::<io::Result<Option<Vec<_>>>>()?;
+        Ok(values.map(|values| {
+            let (left, right) = values.split_at(left_of(values.len()));
+            Self(*hazmat::merge_subtrees_root(&merged(left), &merged(right), hazmat::Mode::Hash).as_bytes())
+        }))
     }
 
     /// The raw 32 bytes.
@@ -142,5 +188,23 @@ impl<'de> Deserialize<'de> for Digest {
             }
         }
         deserializer.deserialize_str(Hex)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_the_digest_of_its_bytes_at_any_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let pattern: Vec<u8> = (0..251).collect();
+        let large = LARGE as usize;
+        for length in [0, 1, PIECE - 1, PIECE, PIECE + 1, large - 1, large, large + 1, large + 5 * PIECE, 3 * large + 7] {
+            let bytes: Vec<u8> = pattern.iter().copied().cycle().take(length).collect();
+            std::fs::write(&path, &bytes).unwrap();
+            assert_eq!(Digest::of_file(&path).unwrap(), (Digest::of_bytes(&bytes), length as u64), "{length} bytes");
+        }
     }
 }
