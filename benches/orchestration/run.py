@@ -22,7 +22,6 @@ from sweep import Sweep
 
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "siteline")
 PEERS = {"ninja": "ninja==1.13.2", "snakemake": "snakemake==9.27.1", "dvc": "dvc==3.67.1"}
-LIMIT = 300
 
 
 def install(tools):
@@ -49,7 +48,7 @@ def commands(tool, folder, siteline, jobs):
     return [program, "repro", "--quiet"], [program, "status", "--quiet"]
 
 
-def timed(command, where):
+def timed(command, where, limit=None):
     """Seconds and peak memory in MB of a command; None if it is over the limit or fails."""
     began = time.perf_counter()
     # Of its own session, so that whatever it started ends with it.
@@ -60,7 +59,7 @@ def timed(command, where):
     while pid == 0:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         took = time.perf_counter() - began
-        if pid == 0 and took > LIMIT:
+        if pid == 0 and limit and took > limit:
             os.killpg(process.pid, 9)
             os.wait4(process.pid, 0)
             return None
@@ -74,7 +73,7 @@ def best(command, where, times):
     return None if None in found else min(found)
 
 
-def measure(tool, size, peers, siteline, jobs, scratch):
+def measure(tool, size, peers, siteline, jobs, scratch, limit):
     sweep = Sweep(size)
     where = f"{scratch}/{tool}-{size}"
     os.mkdir(where)
@@ -85,9 +84,9 @@ def measure(tool, size, peers, siteline, jobs, scratch):
         subprocess.run([dvc, "config", "core.analytics", "false"], cwd=where, check=True)
     run, plan = commands(tool, peers, siteline, jobs)
     os.sync()
-    row = {"cold": timed(run, where)}
+    row = {"cold": timed(run, where, limit)}
     if row["cold"]:
-        times = 7 if row["cold"][0] < 60 else 1
+        times = 7 if row["cold"][0] < 20 else 1
         row["no-op"] = best(run, where, times)
         row["plan"] = best(plan, where, times)
         with open(f"{where}/data/{sweep.sites[0]}.txt", "a") as file:
@@ -106,6 +105,7 @@ def main():
     parser.add_argument("--tools", default="siteline,ninja,snakemake,dvc")
     target = os.environ.get("CARGO_TARGET_DIR") or f"{CACHE}/target"
     parser.add_argument("--siteline", default=f"{target}/release/siteline")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for a cold run; a tool that is over it drops out")
     parser.add_argument("--jobs", default=str(os.cpu_count()))
     options = parser.parse_args()
     tools = options.tools.split(",")
@@ -125,7 +125,7 @@ def compare(options, tools, peers, scratch):
         for tool in tools:
             if tool in given_up:
                 continue
-            count, rows[tool] = measure(tool, size, peers, options.siteline, options.jobs, scratch)
+            count, rows[tool] = measure(tool, size, peers, options.siteline, options.jobs, scratch, options.limit)
             if not rows[tool]["cold"]:
                 given_up.add(tool)
         print(f"\n{count} instances, {options.jobs} at a time; seconds, and Siteline's time as a multiple of the tool's")
@@ -137,7 +137,7 @@ def compare(options, tools, peers, scratch):
             for column in columns:
                 entry = row.get(column)
                 if not entry:
-                    line += f"{'over ' + str(LIMIT) if column == 'cold' else '-':>20}"
+                    line += f"{f'over {options.limit:.0f}' if column == 'cold' else '-':>20}"
                     continue
                 ratio = f"{own[column][0] / entry[0]:8.3f}x" if own.get(column) and tool != "siteline" else " " * 9
                 line += f"{entry[0]:>11.3f}{ratio}"

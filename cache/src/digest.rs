@@ -201,7 +201,8 @@ mod tests {
         let path = dir.path().join("file");
         let pattern: Vec<u8> = (0..251).collect();
         let large = LARGE as usize;
-        for length in [0, 1, PIECE - 1, PIECE, PIECE + 1, large - 1, large, large + 1, large + 5 * PIECE, 3 * large + 7] {
+        for length in [0, 1, PIECE - 1, PIECE, PIECE + 1, large - 1, large, large + 1, large + 5 * PIECE, 3 * large + 7]
+        {
             let bytes: Vec<u8> = pattern.iter().copied().cycle().take(length).collect();
             std::fs::write(&path, &bytes).unwrap();
             assert_eq!(Digest::of_file(&path).unwrap(), (Digest::of_bytes(&bytes), length as u64), "{length} bytes");

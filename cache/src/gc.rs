@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::journal::{self, Journal};
 use crate::{Digest, Record, Result, Store, StoreError};
@@ -34,6 +34,24 @@ impl GcPlan {
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|(_, size)| size).sum()
     }
+}
+
+/// Removes a folder with all that is in it, folders that were closed to writing included.
+fn remove_tree(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::remove_dir_all(path).or_else(|_| {
+        let mut waiting = vec![path.to_owned()];
+        while let Some(folder) = waiting.pop() {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
+            for entry in fs::read_dir(&folder)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    waiting.push(entry.path());
+                }
+            }
+        }
+        fs::remove_dir_all(path)
+    })
 }
 
 impl Store {
@@ -69,14 +87,23 @@ impl Store {
         let (stay, go): (Vec<Record>, Vec<Record>) = records.into_values().partition(|r| kept.contains(&r.key));
         let mut plan = GcPlan { kept: stay, records: go, ..GcPlan::default() };
         self.unnamed_objects(&named, &mut plan)?;
-        self.leftovers(&mut plan)?;
+        self.leftovers(keep, &mut plan)?;
         Ok(plan)
     }
 
-    /// What killed runs left, and parts that no run has used since: all of it can be made anew.
-    fn leftovers(&self, plan: &mut GcPlan) -> Result<()> {
+    /// What killed runs left, and results of parts that are older than what is kept: all of it can be made anew.
+    fn leftovers(&self, keep: &Keep, plan: &mut GcPlan) -> Result<()> {
         let resume = self.root().join("resume");
         plan.folders.extend(fs::read_dir(&resume).into_iter().flatten().flatten().map(|entry| entry.path()));
+        for folder in fs::read_dir(self.memo_folder()).into_iter().flatten().flatten() {
+            for entry in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
+                let meta = entry.metadata().map_err(StoreError::io("read", &entry.path()))?;
+                let age = meta.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+                if age.is_none_or(|age| (age.as_millis() as u64) < keep.finished_after_ms) {
+                    plan.files.push((entry.path(), meta.len()));
+                }
+            }
+        }
         let tmp = self.root().join("tmp");
         for entry in fs::read_dir(&tmp).map_err(StoreError::io("read", &tmp))? {
             let path = entry.map_err(StoreError::io("read", &tmp))?.path();
@@ -120,6 +147,6 @@ impl Store {
         for (path, _) in &plan.files {
             fs::remove_file(path).map_err(StoreError::io("remove", path))?;
         }
-        plan.folders.iter().try_for_each(|path| fs::remove_dir_all(path).map_err(StoreError::io("remove", path)))
+        plan.folders.iter().try_for_each(|path| remove_tree(path).map_err(StoreError::io("remove", path)))
     }
 }

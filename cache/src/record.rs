@@ -143,12 +143,14 @@ impl Heading {
             None => (line.strip_prefix(DIFFERS)?, false),
         };
         let mut words = rest.split(' ');
+        // One spelling each, as with digests.
+        let number = |word: &str| word.parse::<u32>().ok().filter(|number| number.to_string() == word);
         let heading = Self {
             key: words.next()?.parse().ok()?,
             digest: words.next()?.parse().ok()?,
             rest: words.next()?.parse().ok()?,
-            hit: words.next()?.parse().ok()?,
-            body: words.next()?.parse().ok()?,
+            hit: number(words.next()?)?,
+            body: number(words.next()?)?,
         };
         (words.next().is_none() && heading.hit <= heading.body).then_some((heading, used))
     }
@@ -229,11 +231,16 @@ impl Record {
         frame
     }
 
+    /// The record as a journal holds it. For tests and the fuzzer.
+    pub fn frame(&self) -> Vec<u8> {
+        self.to_frame(HEADING)
+    }
+
     /// Reads one frame that is all of `bytes`; `None` if it does not hold. For tests and the fuzzer.
     pub fn from_frame(bytes: &[u8]) -> Option<Self> {
         let end = bytes.iter().position(|b| *b == b'\n')?;
-        let (heading, _) = Heading::parse(&bytes[..end])?;
-        heading.record_in(&bytes[end + 1..])
+        let (heading, used) = Heading::parse(&bytes[..end])?;
+        heading.record_in(&bytes[end + 1..]).filter(|_| used)
     }
 }
 

@@ -94,8 +94,12 @@ impl Pack {
             std::fs::read(&beside).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let digest = || Digest::of_file(&program).map(|(digest, _)| digest);
         if let Some(kept) = kept.filter(|kept| kept.protocol == protocol::VERSION && kept.size == meta.len()) {
-            let same = kept.modified_ns == modified_ns || digest().is_ok_and(|digest| digest == kept.digest);
-            if same {
+            let same_time = kept.modified_ns == modified_ns;
+            if same_time || digest().is_ok_and(|digest| digest == kept.digest) {
+                if !same_time {
+                    // The same program, copied or touched: it is not hashed again next time.
+                    keep(&beside, &Description { modified_ns, kinds: kept.kinds.clone(), ..kept });
+                }
                 return Ok(Self { command: vec![text_of(&program)], kinds: kept.kinds });
             }
         }

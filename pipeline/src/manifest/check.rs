@@ -228,6 +228,11 @@ impl Checker<'_> {
         }
         for (index, path) in stage.outputs.iter().enumerate() {
             let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+            if path.contains("${") {
+                let span = self.span(&["stages", name, "outputs", &index.to_string()]);
+                let hint = "every instance has a directory of its own: call the output the same in all of them";
+                self.add(span, format!("an output has a fixed name, `{path}` has not"), Some(hint.into()));
+            }
             if !plain || path.is_empty() || path.chars().any(char::is_control) || path.starts_with("inputs/") {
                 let span = self.span(&["stages", name, "outputs", &index.to_string()]);
                 let hint = "outputs are relative to the command's own working directory, and not in `inputs/`";
