@@ -256,3 +256,60 @@ fn a_sandbox_shows_what_is_declared_and_nothing_else() {
     assert!(said.stderr.contains("done    good") && said.stderr.contains("FAILED  reads"), "{}", said.stderr);
     assert!(!space.path("stray").exists(), "a command wrote outside its directory");
 }
+
+#[test]
+fn the_projects_own_files_are_never_written_to() {
+    let space = Space::of_commands(
+        "stages: {fit: {run: \"cat src/fit.sh params.json >out\", code: [src/fit.sh], files: [\"src/*\", params.json], with: {a: 1}, outputs: [out]}}\n",
+    );
+    space.write("src/fit.sh", "echo fit\n");
+    space.write("params.json", "the project's own\n");
+    assert_eq!(space.executed(&[]).len(), 1);
+    assert_eq!(space.read("src/fit.sh"), "echo fit\n");
+    assert_eq!(space.read("params.json"), "the project's own\n");
+    assert_eq!(space.output("fit", "out"), b"echo fit\n{\n  \"a\": 1\n}\n");
+}
+
+#[test]
+fn a_group_may_mention_another_axis() {
+    let space = Space::of_commands(
+        "axes: {arm: [{name: wide, tag: \"w-${seed}\"}], seed: [0, 1]}\nstages: {fit: {run: \"echo ${tag} >out\", per: [arm, seed], outputs: [out]}}\n",
+    );
+    assert_eq!(space.executed(&[]).len(), 2);
+    assert_eq!(space.output("fit[arm=wide,seed=1]", "out"), b"w-1\n");
+}
+
+#[test]
+fn a_command_sees_nothing_of_the_one_before_it() {
+    let space = Space::of_commands(
+        "stages:\n  a: {run: \"echo a >out\", outputs: [out]}\n  b: {run: \"mkdir inputs/own; chmod 000 inputs/own; echo b >out\", needs: {first: a}, outputs: [out]}\n  c: {run: \"ls inputs >out\", needs: {second: b}, outputs: [out]}\n  d: {run: \"ls >out; cat inputs/third/out >>out\", needs: {third: c}, outputs: [out]}\n",
+    );
+    let said = space.run(&["run", "--plain", "-j", "1"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    assert_eq!(space.output("c", "out"), b"second\n");
+    assert_eq!(space.output("d", "out"), b"inputs\nout\nsecond\n");
+}
+
+#[test]
+fn where_inputs_lie_is_part_of_the_key() {
+    let manifest = |per: &str, filter: &str| {
+        format!(
+            "axes: {{seed: [0]}}\nstages:\n  a: {{run: echo a >out, per: [seed], outputs: [out]}}\n  b: {{run: \"cd inputs; find -L . -type f >../out\", per: [{per}], needs: {{x: {filter}}}, outputs: [out]}}\n"
+        )
+    };
+    let space = Space::of_commands(&manifest("", "a"));
+    space.executed(&[]);
+    assert_eq!(space.output("b", "out"), b"./x/seed=0/out\n");
+    space.write("siteline.yaml", format!("siteline: 1\nname: study\n{}", manifest("seed", "a")));
+    space.executed(&[]);
+    assert_eq!(space.output("b[seed=0]", "out"), b"./x/out\n");
+}
+
+#[test]
+fn a_child_that_prints_without_pause_keeps_nobody() {
+    let space = Space::of_commands("stages: {left: {run: \"yes & echo x >out\", outputs: [out]}}\n");
+    let began = Instant::now();
+    assert_eq!(space.executed(&[]).len(), 1);
+    assert!(began.elapsed() < Duration::from_secs(30), "it waited for the child");
+    space.assert_no_process();
+}

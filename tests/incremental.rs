@@ -211,7 +211,9 @@ fn a_training_that_was_killed_goes_on_from_its_checkpoint_with_the_same_bytes() 
     let mut child = start();
     let checkpoint = || {
         let folders = std::fs::read_dir(space.path(".siteline/resume")).unwrap();
-        folders.flatten().any(|folder| folder.path().join("checkpoint.safetensors").exists())
+        let files =
+            folders.flatten().flat_map(|folder| std::fs::read_dir(folder.path()).into_iter().flatten().flatten());
+        files.into_iter().any(|file| file.path().extension().is_some_and(|e| e == "checkpoint"))
     };
     while !checkpoint() {
         assert!(child.try_wait().unwrap().is_none(), "it was done before there was a checkpoint");

@@ -5,6 +5,7 @@
 //! ever unlocks by hand.
 
 use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
@@ -22,7 +23,7 @@ const STALE_AFTER: Duration = Duration::from_secs(120);
 pub struct Owner {
     /// Host name.
     pub host: String,
-    /// The kernel's id of this boot.
+    /// The kernel's id of this boot, and the namespace of process ids: containers on one machine have their own.
     pub boot: String,
     /// Process id.
     pub pid: u32,
@@ -43,11 +44,16 @@ pub enum ClaimOutcome {
 #[derive(Debug)]
 pub struct Claim {
     path: PathBuf,
+    /// The file that the lease is a link to.
+    inode: u64,
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        // Somebody else's lease is left alone: this one may have been taken over as its owner seemed dead.
+        if fs::metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -67,8 +73,9 @@ impl Owner {
         if self.boot == boot_id() {
             return Some(start_of(self.pid) == Some(self.started));
         }
-        // The same machine, booted since.
-        (self.host == host()).then_some(false)
+        // The same machine, booted since; of another container on it nothing is known.
+        let namespace = |boot: &str| boot.split_once(' ').map(|(_, namespace)| namespace.to_owned());
+        (self.host == host() && namespace(&self.boot) == namespace(boot_id())).then_some(false)
     }
 
     fn lives(&self, lease: &Path) -> bool {
@@ -110,6 +117,9 @@ impl Leases {
             .tempfile_in(&self.folder)
             .map_err(StoreError::io("write", &self.folder))?;
         fs::write(file.path(), bytes).map_err(StoreError::io("write", file.path()))?;
+        // Others must be able to read whose it is; the folder says who may enter.
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o644))
+            .map_err(StoreError::io("write", file.path()))?;
         let path = file.path().to_owned();
         // From here on it is removed with the leases.
         let kept = file.keep().map(|(_, path)| path).map_err(|e| StoreError::io("write", &path)(e.error))?;
@@ -126,27 +136,33 @@ impl Leases {
     pub(crate) fn claim(&self, key: &Digest) -> Result<ClaimOutcome> {
         let path = self.folder.join(key.to_string());
         let own = self.own()?;
-        match fs::hard_link(own, &path) {
-            Ok(()) => return Ok(ClaimOutcome::Claimed(Claim { path })),
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(StoreError::io("write", &path)(e)),
+        let inode = fs::metadata(own).map_err(StoreError::io("read", own))?.ino();
+        let take = || match fs::hard_link(own, &path) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(StoreError::io("write", &path)(e)),
+        };
+        if take()? {
+            return Ok(ClaimOutcome::Claimed(Claim { path, inode }));
         }
         // Held, or left by somebody who is gone. One process at a time looks which, so that nobody removes a lease that
         // another has just taken over.
         let guard_path = self.folder.join(".guard");
         let guard = File::create(&guard_path).map_err(StoreError::io("write", &guard_path))?;
         flock(&guard, FlockOperation::LockExclusive).map_err(|e| StoreError::io("lock", &guard_path)(e.into()))?;
-        let owner = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Owner>(&bytes).ok());
-        match owner {
-            Some(owner) if owner.lives(&path) => return Ok(ClaimOutcome::Held(owner)),
-            _ => {}
+        let held = |owner: Owner| Ok(ClaimOutcome::Held(owner));
+        match fs::read(&path) {
+            Ok(bytes) => match serde_json::from_slice::<Owner>(&bytes) {
+                Ok(owner) if owner.lives(&path) => return held(owner),
+                _ => {
+                    let _ = fs::remove_file(&path);
+                }
+            },
+            // Its owner has just let go of it: whoever is first has it, and nobody's is removed.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(StoreError::io("read", &path)(e)),
         }
-        let _ = fs::remove_file(&path);
-        match fs::hard_link(own, &path) {
-            Ok(()) => Ok(ClaimOutcome::Claimed(Claim { path })),
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(ClaimOutcome::Held(Owner::this_process())),
-            Err(e) => Err(StoreError::io("write", &path)(e)),
-        }
+        if take()? { Ok(ClaimOutcome::Claimed(Claim { path, inode })) } else { held(Owner::this_process()) }
     }
 
     /// Every lease: the key's text, its owner if that can be read, and whether the owner lives.
@@ -172,7 +188,9 @@ fn host() -> String {
 fn boot_id() -> &'static str {
     static ID: OnceLock<String> = OnceLock::new();
     ID.get_or_init(|| {
-        fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        format!("{} {}", boot.trim(), namespace.display())
     })
 }
 

@@ -62,6 +62,8 @@ impl Store {
     /// A store that cannot be read, or that a run is using.
     pub fn plan_gc(&self, keep: &Keep) -> Result<GcPlan> {
         self.alone()?;
+        // A run may have ended between the opening of the store and this.
+        self.refresh()?;
         let records: BTreeMap<Digest, Record> = self.records().into_iter().map(|r| (r.key, r)).collect();
         let mut waiting: Vec<Digest> =
             records.values().filter(|r| r.finished_ms > keep.finished_after_ms).map(|r| r.key).collect();

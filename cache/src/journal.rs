@@ -357,10 +357,18 @@ impl Writer {
         for attempt in 0..1000 {
             let name = if attempt == 0 { format!("{run}.{ENDING}") } else { format!("{run}-{attempt}.{ENDING}") };
             let path = folder.join(&name);
-            match OpenOptions::new().append(true).create_new(true).open(&path) {
-                Ok(file) => {
-                    flock(&file, FlockOperation::NonBlockingLockExclusive)
-                        .map_err(|e| StoreError::io("lock", &path)(e.into()))?;
+            if path.exists() {
+                continue;
+            }
+            // It gets its name when it is locked already: others must never see a journal that looks finished and is not.
+            let fresh = folder.join(format!(".{name}.{}", std::process::id()));
+            let file =
+                OpenOptions::new().append(true).create(true).open(&fresh).map_err(StoreError::io("write", &fresh))?;
+            flock(&file, FlockOperation::LockExclusive).map_err(|e| StoreError::io("lock", &fresh)(e.into()))?;
+            let placed = fs::hard_link(&fresh, &path);
+            let _ = fs::remove_file(&fresh);
+            match placed {
+                Ok(()) => {
                     crate::object::sync_dir(folder)?;
                     return Ok(Self { name, file, length: 0 });
                 }

@@ -77,6 +77,10 @@ fn collect(dir: &Path, prefix: &str, files: &mut Vec<String>) -> Result<()> {
 fn place(objects: &Path, file: &Path, digest: &Digest) -> Result<()> {
     let target = path_of(objects, digest);
     fs::set_permissions(file, Permissions::from_mode(0o444)).map_err(StoreError::io("write", file))?;
+    if target.exists() {
+        // What stands there may be durable already, and what takes its place must be.
+        File::open(file).and_then(|file| file.sync_all()).map_err(StoreError::io("write", file))?;
+    }
     match fs::rename(file, &target) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let folder = target.parent().expect("an object lies in a folder");
@@ -92,6 +96,7 @@ pub(crate) fn write_whole(tmp: &Path, target: &Path, bytes: &[u8]) -> Result<()>
     let folder = target.parent().expect("a target lies in a folder");
     let mut file = tempfile::NamedTempFile::new_in(tmp).map_err(StoreError::io("write", tmp))?;
     std::io::Write::write_all(&mut file, bytes).map_err(StoreError::io("write", target))?;
+    file.as_file().set_permissions(Permissions::from_mode(0o644)).map_err(StoreError::io("write", target))?;
     file.as_file().sync_all().map_err(StoreError::io("write", target))?;
     file.persist(target).map_err(|e| StoreError::io("write", target)(e.error))?;
     sync_dir(folder)

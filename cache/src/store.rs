@@ -74,6 +74,10 @@ impl Store {
             return Ok(Self { root: root.to_owned(), access, journal, ledger, leases, stamps, _in_use: None });
         }
         layout::make(root, sharing)?;
+        if layout::is_shared(root) {
+            // Whatever this process and its workers make is for the group as well.
+            rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o007));
+        }
         let lock_path = root.join("lock");
         let in_use = File::create(&lock_path).map_err(StoreError::io("write", &lock_path))?;
         flock(&in_use, FlockOperation::LockShared).map_err(|e| StoreError::io("lock", &lock_path)(e.into()))?;

@@ -84,7 +84,7 @@ impl Linter<'_> {
         };
         let counts = self.graph.by_stage();
         for (name, stage) in &self.loaded.manifest.stages {
-            if counts.get(name.as_str()).is_none() {
+            if !counts.contains_key(name.as_str()) {
                 let span = self.loaded.tree.key_span(&["stages", name]);
                 self.warn(
                     span,

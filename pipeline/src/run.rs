@@ -318,6 +318,10 @@ impl Driver<'_, '_, '_> {
         self.groups.stop();
         self.workers.kill();
         for job in std::mem::take(&mut self.jobs).into_values() {
+            if job.scratch.is_some() {
+                // Commands that wait at the gate find out that the run was stopped.
+                self.gate.give(job.held.cpu);
+            }
             let name = self.name(job.node);
             self.note(name, "cancelled", None, None)?;
         }
@@ -345,12 +349,15 @@ impl Driver<'_, '_, '_> {
 
     /// The states of the instances now.
     fn states(&mut self, before: Plan) -> Plan {
-        let state = |(state, hit): (State, Option<Arc<Hit>>)| match (state, hit) {
+        let hits = std::mem::take(&mut self.artifacts);
+        let state = |(index, (state, hit)): (usize, (State, Option<Arc<Hit>>))| match (state, hit) {
+            // A result that could not be kept is no result.
+            (other, Some(_)) if self.schedule.phase(NodeIndex::new(index)) == Phase::Failed => other,
             (_, Some(hit)) => State::Cached(hit),
             (State::Cached(_), None) => State::NotSelected,
             (other, None) => other,
         };
-        Plan { states: before.states.into_iter().zip(std::mem::take(&mut self.artifacts)).map(state).collect() }
+        Plan { states: before.states.into_iter().zip(hits).enumerate().map(state).collect() }
     }
 
     fn name(&self, node: NodeIndex) -> String {

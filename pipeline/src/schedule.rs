@@ -218,7 +218,7 @@ impl<'a> Schedule<'a> {
                 let mut blocked = Vec::new();
                 let mut waiting = self.readers(node);
                 while let Some(reader) = waiting.pop() {
-                    if self.phase(reader) == Phase::Waiting {
+                    if matches!(self.phase(reader), Phase::Waiting | Phase::Ready) {
                         self.set(reader, Phase::Blocked);
                         blocked.push(reader);
                         waiting.extend(self.readers(reader));

@@ -71,10 +71,10 @@ impl fmt::Display for Reason {
 
 /// The reason why an instance without a usable record must run.
 pub fn reason(store: &Store, manifest: &str, instance: &str, parts: &KeyParts, key: &Digest) -> Reason {
-    if let Some(record) = store.record(key) {
-        if let Some(output) = record.outputs.iter().find(|output| !store.is_there(output)) {
-            return Reason::Damaged { output: output.path.clone() };
-        }
+    if let Some(record) = store.record(key)
+        && let Some(output) = record.outputs.iter().find(|output| !store.is_there(output))
+    {
+        return Reason::Damaged { output: output.path.clone() };
     }
     let executions = store.executions_of(manifest, instance).unwrap_or_default();
     if executions.first().is_some_and(|execution| execution.key == *key) {

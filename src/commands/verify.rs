@@ -39,7 +39,7 @@ impl Verify {
         for instance in &verified.damaged_records {
             match instance {
                 Some(instance) => {
-                    println!("the record of {instance} is damaged; `siteline run --from '{instance}'` makes it anew")
+                    println!("the record of {instance} is damaged; `siteline run --from '{instance}'` makes it anew");
                 }
                 None => println!("a record is damaged; what it told of runs again"),
             }

@@ -4,6 +4,7 @@
 //! digest; one that is damaged, or that another process is just writing, is not there. Entries are never part of an artifact's
 //! identity: with or without them a stage makes the same bytes.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -50,6 +51,8 @@ impl Memo {
             let mut file = tempfile::NamedTempFile::new_in(folder)?;
             std::io::Write::write_all(&mut file, Digest::of_bytes(payload).as_bytes())?;
             std::io::Write::write_all(&mut file, payload)?;
+            // The store's folder says who may enter.
+            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
             file.persist(&path).map_err(|e| e.error)?;
             Ok(())
         };

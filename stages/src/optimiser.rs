@@ -18,13 +18,14 @@ struct Variable {
     value: Tensor,
     first: Tensor,
     second: Tensor,
+    /// Steps in which it had a gradient: a part of the model may join in later.
+    steps: i32,
 }
 
 /// The optimiser of a model's trainable variables.
 pub struct AdamW {
     variables: Vec<Variable>,
     weight_decay: f64,
-    steps: i32,
 }
 
 impl AdamW {
@@ -35,25 +36,26 @@ impl AdamW {
         let variable = |(name, value): (String, Tensor)| Variable {
             first: value.zeros_like().detach(),
             second: value.zeros_like().detach(),
+            steps: 0,
             name,
             value,
         };
-        Self { variables: named.into_iter().map(variable).collect(), weight_decay, steps: 0 }
+        Self { variables: named.into_iter().map(variable).collect(), weight_decay }
     }
 
     /// One step down the gradient of `loss`, which is scaled to the Euclidean norm `clip_norm` where it is longer; 0 leaves it.
     pub fn step(&mut self, loss: &Tensor, lr: f64, clip_norm: f64) {
         self.variables.iter_mut().for_each(|variable| variable.value.zero_grad());
         loss.backward();
-        self.steps += 1;
         tch::no_grad(|| {
             let scale = self.clip_factor(clip_norm);
-            let (bias1, bias2) = (1.0 - BETAS.0.powi(self.steps), 1.0 - BETAS.1.powi(self.steps));
             for variable in &mut self.variables {
                 let gradient = variable.value.grad();
                 if !gradient.defined() {
                     continue;
                 }
+                variable.steps += 1;
+                let (bias1, bias2) = (1.0 - BETAS.0.powi(variable.steps), 1.0 - BETAS.1.powi(variable.steps));
                 let gradient = scale.as_ref().map_or_else(|| gradient.shallow_clone(), |scale| &gradient * scale);
                 variable.first = &variable.first * BETAS.0 + &gradient * (1.0 - BETAS.0);
                 variable.second = &variable.second * BETAS.1 + gradient.square() * (1.0 - BETAS.1);
@@ -81,25 +83,29 @@ impl AdamW {
         Some((clip_norm / (norm + 1e-6)).clamp_max(1.0))
     }
 
-    /// Its moments, named by variable, and the steps that were made.
-    pub fn state(&self) -> (Tensors, i32) {
+    /// Its moments, and the steps of each variable, by the variables' names.
+    pub fn state(&self) -> (Tensors, BTreeMap<String, i32>) {
         let moments = self.variables.iter().flat_map(|variable| {
             let copy = |kind: &str, tensor: &Tensor| (format!("{kind}.{}", variable.name), tensor.copy());
             [copy("first", &variable.first), copy("second", &variable.second)]
         });
-        (moments.collect(), self.steps)
+        (moments.collect(), self.variables.iter().map(|v| (v.name.clone(), v.steps)).collect())
     }
 
-    /// Takes up what [`AdamW::state`] gave. Returns whether all of it was there.
-    pub fn take_up(&mut self, state: &Tensors, steps: i32) -> bool {
-        self.steps = steps;
-        self.variables.iter_mut().all(|variable| {
-            let find = |kind: &str| state.get(&format!("{kind}.{}", variable.name));
-            let (Some(first), Some(second)) = (find("first"), find("second")) else { return false };
-            let device = variable.value.device();
-            (variable.first, variable.second) = (first.to_device(device), second.to_device(device));
-            true
-        })
+    /// Takes up what [`AdamW::state`] gave, if all of it is there. Returns whether it was.
+    pub fn take_up(&mut self, state: &Tensors, steps: &BTreeMap<String, i32>) -> bool {
+        let find = |kind: &str, variable: &Variable| {
+            let found = state.get(&format!("{kind}.{}", variable.name))?;
+            (found.size() == variable.value.size()).then(|| found.to_device(variable.value.device()))
+        };
+        let of = |variable: &Variable| {
+            Some((find("first", variable)?, find("second", variable)?, *steps.get(&variable.name)?))
+        };
+        let Some(found) = self.variables.iter().map(of).collect::<Option<Vec<_>>>() else { return false };
+        for (variable, (first, second, steps)) in self.variables.iter_mut().zip(found) {
+            (variable.first, variable.second, variable.steps) = (first, second, steps);
+        }
+        true
     }
 }
 
@@ -114,19 +120,22 @@ mod tests {
         tch::manual_seed(5);
         let store = nn::VarStore::new(Device::Cpu);
         let layer = nn::linear(store.root() / "layer", 6, 3, nn::LinearConfig::default());
+        let late = nn::linear(store.root() / "late", 6, 3, nn::LinearConfig::default());
         let (x, y) =
             (Tensor::randn([20, 6], (Kind::Float, Device::Cpu)), Tensor::randn([20, 3], (Kind::Float, Device::Cpu)));
         let mut adam = AdamW::new(&store, 0.05);
         let mut theirs = nn::AdamW { wd: 0.05, ..Default::default() }.build(&store, 0.01).unwrap();
-        for _ in 0..25 {
-            let loss = (x.apply(&layer) - &y).square().mean(Kind::Float) * 30;
+        for step in 0..25 {
+            // A part of the model that joins in later has its own count of steps.
+            let joined = if step < 12 { x.apply(&layer) } else { x.apply(&layer) + x.apply(&late) };
+            let loss = (joined - &y).square().mean(Kind::Float) * 30;
             match (own, clip > 0.0) {
                 (true, _) => adam.step(&loss, 0.01, clip),
                 (false, true) => theirs.backward_step_clip_norm(&loss, clip),
                 (false, false) => theirs.backward_step(&loss),
             }
         }
-        let flat = Tensor::cat(&[layer.ws.view(-1), layer.bs.unwrap().view(-1)], 0);
+        let flat = Tensor::cat(&[layer.ws.view(-1), layer.bs.unwrap().view(-1), late.ws.view(-1)], 0);
         Vec::<f32>::try_from(flat.detach()).unwrap()
     }
 

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use siteline_cache::Digest;
 use tch::Kind;
 
 use crate::checkpoint::{self, Tensors};
-use crate::error::Result;
+use crate::error::{Result, StageError};
 
-const FILE: &str = "checkpoint.safetensors";
+const ENDING: &str = "checkpoint";
 /// How often a checkpoint is written; the variable is for tests.
 const EVERY: Duration = Duration::from_secs(120);
 const VARIABLE: &str = "SITELINE_TEST_CHECKPOINT_SECONDS";
@@ -43,18 +44,33 @@ impl Checkpoints {
         let Some(folder) = &self.folder else { return Ok(()) };
         let text = serde_json::to_string(state).expect("a state is JSON");
         let notes = BTreeMap::from([("state".to_owned(), text)]);
-        std::fs::create_dir_all(folder).map_err(crate::error::StageError::io(folder))?;
-        let fresh = folder.join(format!("{FILE}.new"));
-        checkpoint::write(&fresh, tensors, Kind::Float, &notes)?;
-        let path = folder.join(FILE);
-        std::fs::rename(&fresh, &path).map_err(crate::error::StageError::io(&path))?;
+        std::fs::create_dir_all(folder).map_err(StageError::io(folder))?;
+        let fresh = tempfile::NamedTempFile::new_in(folder).map_err(StageError::io(folder))?;
+        checkpoint::write(fresh.path(), tensors, Kind::Float, &notes)?;
+        // The name says what the bytes are: a checkpoint that was damaged is not one.
+        let (digest, _) = Digest::of_file(fresh.path()).map_err(StageError::io(folder))?;
+        fresh.as_file().sync_all().map_err(StageError::io(folder))?;
+        let path = folder.join(format!("{digest}.{ENDING}"));
+        fresh.persist(&path).map_err(|e| StageError::io(&path)(e.error))?;
+        for older in self.all().into_iter().filter(|older| *older != path) {
+            let _ = std::fs::remove_file(older);
+        }
         self.last = Instant::now();
         Ok(())
     }
 
+    fn all(&self) -> Vec<PathBuf> {
+        let entries = self.folder.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == ENDING)).collect()
+    }
+
     /// The last checkpoint, if there is one that holds.
     pub fn last<S: DeserializeOwned>(&self) -> Option<(S, Tensors)> {
-        let path = self.folder.as_ref()?.join(FILE);
+        let holds = |path: &PathBuf| {
+            let named = path.file_stem().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+            Digest::of_file(path).ok().map(|(digest, _)| digest) == named
+        };
+        let path = self.all().into_iter().find(holds)?;
         let notes = checkpoint::notes(&path).ok()?;
         let state = serde_json::from_str(notes.get("state")?).ok()?;
         Some((state, checkpoint::read(&path).ok()?))

@@ -1,5 +1,7 @@
 //! The one training loop: batches balanced by site, the method's penalties, selection by validation on the sources.
 
+use std::collections::BTreeMap;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -117,7 +119,7 @@ pub struct EpochRow {
 #[derive(Serialize, Deserialize)]
 struct Progress {
     epoch: usize,
-    steps: i32,
+    steps: BTreeMap<String, i32>,
     rows: Vec<EpochRow>,
     /// Score and epoch of the weights that would be kept.
     best: (f64, usize),
@@ -229,8 +231,13 @@ fn go_on(
             tensors.iter().filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.shallow_clone())));
         named.collect()
     };
+    // Nothing of the model is touched unless all of it fits.
+    if !sampler.fits(&progress.orders) || !optimiser.take_up(&tensors, &progress.steps) {
+        return None;
+    }
     checkpoint::fill(&mut model.store, &of("now."), std::path::Path::new("the checkpoint")).ok()?;
-    (optimiser.take_up(&tensors, progress.steps) && sampler.take_up(&progress.orders)).then(|| of("best."))
+    sampler.take_up(&progress.orders);
+    Some(of("best."))
 }
 
 /// Indices of each sample's class in the dictionary; `None` for a model that knows no classes.
@@ -345,15 +352,19 @@ impl Sampler {
         self.sites.iter().map(state).collect()
     }
 
-    fn take_up(&mut self, states: &[OrderState]) -> bool {
-        let fits = states.len() == self.sites.len()
-            && self.sites.iter().zip(states).all(|(site, state)| site.samples.len() == state.samples.len());
-        fits && self.sites.iter_mut().zip(states).all(|(site, state)| {
-            let Ok(drawn) = state.drawn.parse() else { return false };
-            site.rng.set_word_pos(drawn);
+    fn fits(&self, states: &[OrderState]) -> bool {
+        let fits = |(site, state): (&SiteOrder, &OrderState)| {
+            site.samples.len() == state.samples.len() && state.drawn.parse::<u128>().is_ok()
+        };
+        states.len() == self.sites.len() && self.sites.iter().zip(states).all(fits)
+    }
+
+    /// Takes up states that fit.
+    fn take_up(&mut self, states: &[OrderState]) {
+        for (site, state) in self.sites.iter_mut().zip(states) {
+            site.rng.set_word_pos(state.drawn.parse().unwrap_or_default());
             (site.samples, site.next) = (state.samples.clone(), state.next);
-            true
-        })
+        }
     }
 
     fn next_batch(&mut self) -> Vec<Vec<i64>> {

@@ -182,21 +182,46 @@ impl Job {
                 Ok(_) => {}
             }
             let happened: Vec<bool> = watched.iter().map(|fd| !fd.revents().is_empty()).collect();
-            match output.as_mut().filter(|_| happened[0]) {
-                Some(file) => match file.read(&mut buffer) {
-                    // It closed its output; where its end can be seen, that is waited for.
-                    Ok(0) if ended.is_none() => break,
-                    Ok(0) => output = None,
-                    Ok(read) => log.take(&buffer[..read]),
-                    Err(e) => return Err(Failure::new(format!("its output cannot be read: {e}"))),
-                },
-                // Nothing more is in the pipe, and what its children may still print belongs to nobody.
-                None if happened.get(prints).copied().unwrap_or(false) => break,
-                None => {}
+            if happened.get(prints).copied().unwrap_or(false) {
+                // It has ended. What its children may still print belongs to nobody; what is in the pipe is its own.
+                processes::kill_group(pid);
+                if let Some(file) = &mut output {
+                    drain(file, &mut buffer, &mut log);
+                }
+                break;
+            }
+            let Some(file) = output.as_mut().filter(|_| happened[0]) else { continue };
+            match file.read(&mut buffer) {
+                // It closed its output; where its end can be seen, that is waited for.
+                Ok(0) if ended.is_none() => break,
+                Ok(0) => output = None,
+                Ok(read) => log.take(&buffer[..read]),
+                Err(e) => return Err(Failure::new(format!("its output cannot be read: {e}"))),
             }
         }
         log.finish();
         Ok(())
+    }
+}
+
+/// Reads what a pipe holds and no more: somebody may go on writing to it.
+fn drain(file: &mut File, buffer: &mut [u8], log: &mut Log) {
+    /// More than any pipe holds.
+    const MOST: usize = 4 << 20;
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut taken = 0;
+    while taken < MOST {
+        let mut watched = [PollFd::new(file, PollFlags::IN)];
+        if !matches!(poll(&mut watched, Some(&now)), Ok(ready) if ready > 0) {
+            return;
+        }
+        match file.read(buffer) {
+            Ok(read) if read > 0 => {
+                log.take(&buffer[..read]);
+                taken += read;
+            }
+            _ => return,
+        }
     }
 }
 

@@ -115,13 +115,16 @@ fn entries(folder: &Path) -> Option<usize> {
     fs::read_dir(folder).ok().map(Iterator::count)
 }
 
+/// What a view shows: artifacts, each with what tells it from the others.
+type ViewId = Vec<(String, Digest)>;
+
 /// Where the commands of a run work.
 pub(crate) struct Workshop {
     pub(crate) store: Arc<Store>,
     root: tempfile::TempDir,
     made: AtomicUsize,
     free: Mutex<Vec<PathBuf>>,
-    views: Mutex<HashMap<Vec<(String, Digest)>, Arc<View>>>,
+    views: Mutex<HashMap<ViewId, Arc<View>>>,
 }
 
 /// A working directory in use, and the views that it shows.
@@ -166,11 +169,15 @@ impl Workshop {
             }
             Ok(path)
         };
-        for (name, file) in &layout.files {
-            symlink(file, place(name)?)?;
-        }
+        // Code first: what is listed as data as well is there already, and copying onto a link would write to the project.
         for (name, file) in &layout.code {
             fs::copy(file, place(name)?)?;
+        }
+        for (name, file) in &layout.files {
+            match symlink(file, place(name)?) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                _ => {}
+            }
         }
         for output in &layout.outputs {
             // A folder is there already, and so is the folder of a file: `>results/a.txt` just works.
@@ -180,7 +187,10 @@ impl Workshop {
             }
         }
         if let Some(params) = &layout.params {
-            fs::write(place("params.json")?, params)?;
+            let path = place("params.json")?;
+            // The project may have a file of that name, which is linked here.
+            let _ = fs::remove_file(&path);
+            fs::write(path, params)?;
         }
         Ok(dir)
     }
@@ -188,7 +198,15 @@ impl Workshop {
     fn link_inputs(&self, dir: &mut WorkDir, layout: &Layout) -> io::Result<()> {
         let mut rest = layout.inputs.as_slice();
         let inputs = dir.path.join("inputs");
-        if !rest.is_empty() && !inputs.is_dir() {
+        // What the command before this one was shown, and this one is not, goes.
+        for entry in fs::read_dir(&inputs).into_iter().flatten().flatten() {
+            if layout.inputs.iter().all(|input| entry.file_name() != input.name.as_str()) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        if rest.is_empty() {
+            let _ = fs::remove_dir(&inputs);
+        } else if !inputs.is_dir() {
             fs::create_dir(&inputs)?;
         }
         while let Some(first) = rest.first() {
@@ -260,9 +278,8 @@ impl Workshop {
         Ok(folders.into_iter().collect())
     }
 
-    fn known(&self, id: Vec<(String, Digest)>, make: impl FnOnce() -> io::Result<View>) -> io::Result<Arc<View>> {
-        let find =
-            |id: &Vec<(String, Digest)>| self.views.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
+    fn known(&self, id: ViewId, make: impl FnOnce() -> io::Result<View>) -> io::Result<Arc<View>> {
+        let find = |id: &ViewId| self.views.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
         if let Some(view) = find(&id) {
             return Ok(view);
         }
@@ -328,11 +345,16 @@ fn seal(path: PathBuf, mut folders: Vec<PathBuf>, parts: Vec<Arc<View>>) -> io::
 impl Drop for Workshop {
     fn drop(&mut self) {
         // Folders that cannot be written cannot be emptied either.
-        for view in self.views.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            for folder in &view.folders {
-                let _ = fs::set_permissions(&folder.path, fs::Permissions::from_mode(0o755));
-            }
+        for entry in fs::read_dir(self.root.path()).into_iter().flatten().flatten() {
+            open_up(&entry.path());
         }
+    }
+}
+
+fn open_up(folder: &Path) {
+    if fs::symlink_metadata(folder).is_ok_and(|meta| meta.is_dir()) {
+        let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
+        fs::read_dir(folder).into_iter().flatten().flatten().for_each(|entry| open_up(&entry.path()));
     }
 }
 

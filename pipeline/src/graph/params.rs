@@ -21,6 +21,9 @@ pub(super) struct Problem {
     pub(super) hint: Option<String>,
 }
 
+/// Which overrides apply, and the places on the axes that change parameters.
+type Decided = (u64, Box<[u32]>);
+
 pub(super) struct Params<'a> {
     loaded: &'a Loaded,
     name: &'a str,
@@ -29,7 +32,7 @@ pub(super) struct Params<'a> {
     overrides: Vec<Option<Condition>>,
     /// Axes whose values change the parameters, by place among the stage's.
     shaping: Vec<usize>,
-    known: HashMap<(u64, Box<[u32]>), Arc<Map<String, Value>>>,
+    known: HashMap<Decided, Arc<Map<String, Value>>>,
 }
 
 impl<'a> Params<'a> {
@@ -53,7 +56,9 @@ impl<'a> Params<'a> {
     fn is_mentioned(&self, axis: &str) -> bool {
         let wanted = format!("${{{axis}}}");
         let stage = self.stage;
-        let texts = serde_json::json!([stage.run, stage.with, stage.env, stage.overrides]);
+        // A group on any of the stage's axes may mention another axis.
+        let groups: Vec<_> = stage.per.iter().map(|axis| &self.loaded.axes[axis].values).collect();
+        let texts = serde_json::json!([stage.run, stage.with, stage.env, stage.overrides, groups]);
         texts.to_string().contains(&wanted)
     }
 
@@ -108,7 +113,21 @@ impl<'a> Params<'a> {
         }
         if is_command {
             let path = vec!["stages".to_owned(), self.name.to_owned(), "run".to_owned()];
-            return command::params(self.stage, &given, label).map_err(|message| Problem { path, message, hint: None });
+            let mut params =
+                command::params(self.stage, &given, label).map_err(|message| Problem { path, message, hint: None })?;
+            // Where gathered artifacts lie is part of what a command sees.
+            let gathered: Map<String, Value> = self
+                .stage
+                .needs
+                .iter()
+                .map(|(input, need)| (input, command::gathered_axes(&self.loaded.manifest, self.stage, need)))
+                .filter(|(_, axes)| !axes.is_empty())
+                .map(|(input, axes)| (input.clone(), axes.into()))
+                .collect();
+            if !gathered.is_empty() {
+                params.insert("gathered".to_owned(), Value::Object(gathered));
+            }
+            return Ok(params);
         }
         if self.declared("in_domain") {
             given.insert("in_domain".to_owned(), Value::Bool(self.stage.in_domain));

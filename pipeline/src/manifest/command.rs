@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{CommandLine, Stage};
+use super::{CommandLine, Manifest, Need, Stage};
+use crate::pattern::Condition;
 use crate::protocol::{
     CodeFingerprint, InputSpec, OutputSpec, Purpose, Resources, Role, SourceFrom, SourceSpec, StageKind,
 };
@@ -40,6 +41,23 @@ pub(super) fn kind(name: &str, stage: &Stage) -> StageKind {
         resources: Resources::default(),
         code: CodeFingerprint::default(),
     }
+}
+
+/// The axes of a needed stage by which a command tells gathered artifacts apart: those that it does not have itself and that
+/// `where` does not tie to one that it has.
+pub fn gathered_axes(manifest: &Manifest, stage: &Stage, need: &Need) -> Vec<String> {
+    let join = need.join();
+    let filter = join.filter.as_ref().and_then(|text| Condition::parse(text).ok());
+    let equal = filter.as_ref().map(Condition::equalities).unwrap_or_default();
+    let own = |axis: &str| stage.per.iter().any(|known| known == axis);
+    let tied = |axis: &str| equal.iter().any(|(l, r)| (*l == axis && own(r)) || (*r == axis && own(l)));
+    let mut axes: Vec<String> = manifest
+        .stages
+        .get(&join.stage)
+        .map(|needed| needed.per.iter().filter(|axis| !own(axis) && !tied(axis)).cloned().collect())
+        .unwrap_or_default();
+    axes.sort();
+    axes
 }
 
 /// All that decides what a command does, as the parameters of its instance: `with` as it is after substitution, the words,

@@ -5,7 +5,6 @@ use crate::executor::command;
 use crate::executor::work_dir::{self, Layout, Workshop};
 use crate::manifest;
 use crate::pack::Home;
-use crate::pattern::Condition;
 use crate::protocol::{Point, RunInput, RunRequest};
 
 impl Driver<'_, '_, '_> {
@@ -189,9 +188,20 @@ impl Driver<'_, '_, '_> {
             let sources = job.resolved.sources.values().flat_map(|source| &source.files);
             sources.filter(|file| file.role == role).map(|file| (file.label.clone(), file.path.clone())).collect()
         };
+        let manifest = &self.planner.loaded.manifest;
+        let axes: BTreeMap<&String, Vec<String>> = stage
+            .needs
+            .iter()
+            .map(|(name, need)| (name, manifest::command::gathered_axes(manifest, stage, need)))
+            .collect();
+        let gathered = |point: &Point, input: &String| {
+            let shown: Vec<String> =
+                axes[input].iter().filter_map(|axis| Some(format!("{axis}={}", point.get(axis)?))).collect();
+            (!shown.is_empty()).then(|| shown.join(","))
+        };
         let inputs = job.resolved.inputs.iter().map(|input| work_dir::Input {
             name: input.from.name.clone(),
-            gathered: gathered(&input.point, &stage.per, &stage.needs[&input.from.name]),
+            gathered: gathered(&input.point, &input.from.name),
             shared: input.shared,
             key: input.from.key,
             files: input.files.clone(),
@@ -228,22 +238,4 @@ impl Driver<'_, '_, '_> {
         self.crew.carry_out(move || command.carry_out());
         Ok(())
     }
-}
-
-/// What tells an artifact from the others that are read by the same input: the axes that are gathered, if there are any.
-fn gathered(point: &Point, per: &[String], need: &manifest::Need) -> Option<String> {
-    let join = need.join();
-    let filter = join.filter.as_ref().and_then(|text| Condition::parse(text).ok());
-    let pinned = |axis: &String| {
-        let equal = filter.as_ref().map(Condition::equalities).unwrap_or_default();
-        equal.iter().any(|(l, r)| {
-            (l == axis && per.iter().any(|own| own == r)) || (r == axis && per.iter().any(|own| own == l))
-        })
-    };
-    let gathered: Vec<String> = point
-        .iter()
-        .filter(|(axis, _)| !per.contains(axis) && !pinned(axis))
-        .map(|(axis, value)| format!("{axis}={value}"))
-        .collect();
-    (!gathered.is_empty()).then(|| gathered.join(","))
 }

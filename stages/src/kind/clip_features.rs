@@ -121,7 +121,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         params: params.clone(),
         device,
         memo: ctx.memo(),
-        context: json!([notes, format!("{device:?}")]),
+        context: json!([notes, format!("{device:?}"), if device.is_cuda() { params.batch } else { 1 }]),
     };
     let (mut done, mut encoded) = (0, 0);
     for batch in ready {
