@@ -223,7 +223,7 @@ fn retries_follow_the_manifest() {
 #[test]
 fn tokens_memory_and_gpus_are_never_given_twice() {
     let stage = |name: &str, resources: &str| {
-        let run = format!("echo + >>LOG; sleep 0.2; echo - >>LOG; echo ${{n}} $CUDA_VISIBLE_DEVICES >out");
+        let run = "echo + >>LOG; sleep 0.2; echo - >>LOG; echo ${n} $CUDA_VISIBLE_DEVICES >out";
         format!("  {name}: {{run: \"{run}\", per: [n], outputs: [out], resources: {resources}}}\n")
     };
     for resources in ["{tokens: {licence: 1}}", "{memory: 3 GB}", "{gpu: 1}"] {

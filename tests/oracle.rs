@@ -147,7 +147,7 @@ impl Oracle {
                     .chain(inputs.iter().map(|(_, c)| c.as_str()))
                     .collect();
                 text.lines().for_each(|line| {
-                    output.push_str(&format!("{}\n", line.chars().take(stage.width).collect::<String>()))
+                    output.extend(line.chars().take(stage.width).chain(['\n']));
                 });
                 self.known.insert(decides, output.clone());
                 names.insert(name, output.clone());
