@@ -88,7 +88,10 @@ impl Store {
         flock(&guard, FlockOperation::LockExclusive).map_err(|e| StoreError::io("lock", &guard_path)(e.into()))?;
         let ledger = Ledger::open(&ledger_path)?;
         let store = Self { root: root.to_owned(), access, journal, ledger, leases, stamps, _in_use: Some(in_use) };
-        store.catch_up()?;
+        // The ledger is an index: what it lacks costs an explanation, not a result.
+        if let Err(e) = store.catch_up() {
+            tracing::warn!("{e}");
+        }
         Ok(store)
     }
 

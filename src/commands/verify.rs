@@ -23,7 +23,11 @@ pub struct Verify {
 impl Verify {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
-        let store = Store::open(project.store.root(), Access::Write)?;
+        // On a full disk nothing can be set aside, and everything can be looked at.
+        let store = match Store::open(project.store.root(), Access::Write) {
+            Err(_) if !self.rebuild => Store::open(project.store.root(), Access::Read)?,
+            opened => opened?,
+        };
         if self.rebuild {
             println!("The ledger was made anew from {}.", count(store.rebuild_ledger()?, "record"));
         }

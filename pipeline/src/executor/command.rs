@@ -78,7 +78,10 @@ impl Job {
         let dir = self.workshop.set_up(&self.layout).map_err(|e| unable(&e))?;
         let started = SystemTime::now();
         self.gate.take(self.threads);
-        let executed = self.execute(&dir.path);
+        let executed = self.execute(&dir.path).map_err(|failure| match is_full(&dir.path) {
+            true => Failure::new(format!("{}; the disk is full: `siteline gc` shows what could go", failure.message)),
+            false => failure,
+        });
         self.gate.give(self.threads);
         let _ = self.tell.send(Message::Freed(self.number));
         let made = executed.and_then(|()| {
@@ -223,6 +226,12 @@ fn drain(file: &mut File, buffer: &mut [u8], log: &mut Log) {
             _ => return,
         }
     }
+}
+
+/// Whether next to nothing can be written below a folder.
+fn is_full(folder: &std::path::Path) -> bool {
+    const LITTLE: u64 = 128 << 10;
+    rustix::fs::statvfs(folder).is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) < LITTLE)
 }
 
 fn in_words(time: Duration) -> String {
