@@ -188,15 +188,14 @@ impl Driver<'_, '_, '_> {
             let sources = job.resolved.sources.values().flat_map(|source| &source.files);
             sources.filter(|file| file.role == role).map(|file| (file.label.clone(), file.path.clone())).collect()
         };
-        let manifest = &self.planner.loaded.manifest;
-        let axes: BTreeMap<&String, Vec<String>> = stage
-            .needs
-            .iter()
-            .map(|(name, need)| (name, manifest::command::gathered_axes(manifest, stage, need)))
-            .collect();
+        // Worked out with the key, of which it is a part.
         let gathered = |point: &Point, input: &String| {
-            let shown: Vec<String> =
-                axes[input].iter().filter_map(|axis| Some(format!("{axis}={}", point.get(axis)?))).collect();
+            let axes = params.get("gathered").and_then(|gathered| gathered.get(input)?.as_array());
+            let shown: Vec<String> = axes
+                .into_iter()
+                .flatten()
+                .filter_map(|axis| Some(format!("{}={}", axis.as_str()?, point.get(axis.as_str()?)?)))
+                .collect();
             (!shown.is_empty()).then(|| shown.join(","))
         };
         let inputs = job.resolved.inputs.iter().map(|input| work_dir::Input {
