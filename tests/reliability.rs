@@ -49,25 +49,10 @@ fn wait(child: Child) -> (Said, Option<i32>) {
     (Said::from(output), signal)
 }
 
-/// What a run said to be done, whether or not it came to its end.
-fn done(said: &Said) -> std::collections::BTreeSet<String> {
-    said.executed()
-}
-
 #[test]
 fn a_kill_at_every_sync_point_loses_nothing() {
     let clean = clean();
-    let points = [
-        "after-claim",
-        "after-stage",
-        "before-objects",
-        "after-objects",
-        "after-records",
-        "after-ledger",
-        "before-end",
-        "after-end",
-    ];
-    for point in points {
+    for point in siteline_cache::sync_point::POINTS {
         for time in ["1", "2"] {
             let space = sweep();
             let wanted = format!("{point}:{time}");
@@ -80,7 +65,7 @@ fn a_kill_at_every_sync_point_loses_nothing() {
             space.assert_no_process();
             let second = space.run(&["run", "--plain"]);
             assert_eq!(second.code, 0, "{wanted}: {}", second.stderr);
-            let repeated: Vec<_> = done(&first).intersection(&done(&second)).cloned().collect();
+            let repeated: Vec<_> = first.executed().intersection(&second.executed()).cloned().collect();
             assert!(repeated.is_empty(), "{wanted}: repeated {repeated:?}");
             assert_eq!(space.artifacts(), clean, "{wanted}");
             assert!(space.run(&["verify"]).code == 0, "{wanted}");
@@ -106,7 +91,7 @@ fn two_hundred_kills_at_random_moments_lose_nothing() {
         let (said, signal) = match what {
             // The driver.
             0 | 1 => {
-                let pid = rustix_pid(&child);
+                let pid = child.id().to_string();
                 let _ = std::process::Command::new("kill").args(["-9", &pid]).status();
                 wait(child)
             }
@@ -123,7 +108,7 @@ fn two_hundred_kills_at_random_moments_lose_nothing() {
         killed += usize::from(signal == Some(9));
         runs += 1;
         assert!(runs < 2000, "only {killed} of {runs} runs were killed: the fault does not happen");
-        let now = done(&said);
+        let now = said.executed();
         let repeated: Vec<_> = now.intersection(&finished).cloned().collect();
         assert!(repeated.is_empty(), "repeated {repeated:?}");
         finished.extend(now);
@@ -134,13 +119,9 @@ fn two_hundred_kills_at_random_moments_lose_nothing() {
     }
     let last = space.run(&["run", "--plain"]);
     assert_eq!(last.code, 0, "{}", last.stderr);
-    assert!(done(&last).intersection(&finished).next().is_none());
+    assert!(last.executed().intersection(&finished).next().is_none());
     assert_eq!(space.artifacts(), clean);
     space.assert_no_process();
-}
-
-fn rustix_pid(child: &Child) -> String {
-    child.id().to_string()
 }
 
 /// The leader of a command's process group: a shell that works below the store.
