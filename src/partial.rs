@@ -113,7 +113,9 @@ impl Cell {
 /// Whether an instance's metrics are what a results table shows.
 fn scores(planner: &Planner, node: NodeIndex) -> bool {
     let kind = planner.kind(node);
-    let scored = kind.inputs.iter().any(|input| input.role == Role::Scored);
+    // Scores that only choose between candidates are no results.
+    let chooses = planner.loaded.added.contains_key(planner.graph.dag[node].stage.as_ref());
+    let scored = !chooses && kind.inputs.iter().any(|input| input.role == Role::Scored);
     let makes_table = |reader: NodeIndex| planner.kind(reader).outputs.iter().any(|o| o.purpose == Purpose::Cells);
     scored || planner.graph.readers(node).any(makes_table)
 }

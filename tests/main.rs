@@ -16,6 +16,7 @@ mod people;
 mod python;
 mod real_images;
 mod reliability;
+mod selection;
 mod verbs;
 
 #[test]

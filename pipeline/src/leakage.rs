@@ -12,13 +12,22 @@ use crate::graph::Graph;
 use crate::manifest::Loaded;
 use crate::protocol::{Identities, Role, SourceFrom, StageKind};
 
-/// The sites whose raw files reached each instance, by node index.
+/// Whether what an instance reads by an input is made known as an oracle's: it chooses a model, and tables say so.
+fn is_oracle(kinds: &[StageKind], graph: &Graph, reader: NodeIndex, input: &str) -> bool {
+    let kind = &kinds[graph.dag[reader].kind];
+    kind.inputs.iter().any(|spec| spec.name == input && spec.role == Role::Oracle)
+}
+
+/// The sites whose raw files reached each instance, by node index, other than by an oracle.
 pub fn sites(loaded: &Loaded, graph: &Graph) -> Vec<BTreeSet<String>> {
     let mut reached: Vec<BTreeSet<String>> = vec![BTreeSet::new(); graph.dag.node_count()];
     for node in &graph.order {
         let instance = &graph.dag[*node];
-        let mut sites: BTreeSet<String> =
-            graph.reads(*node).flat_map(|(_, needed)| reached[needed.index()].clone()).collect();
+        let mut sites: BTreeSet<String> = graph
+            .reads(*node)
+            .filter(|(input, _)| !is_oracle(&loaded.kinds, graph, *node, input))
+            .flat_map(|(_, needed)| reached[needed.index()].clone())
+            .collect();
         if loaded.kinds[instance.kind].sources.iter().any(|source| source.from == SourceFrom::Site) {
             sites.extend(instance.point.get("site").cloned());
         }
@@ -45,8 +54,14 @@ pub fn sides(loaded: &Loaded, graph: &Graph) -> Vec<Sides> {
         let kind = &kinds[graph.dag[node].kind];
         let inputs: BTreeSet<&str> =
             kind.inputs.iter().filter(|input| input.role == role).map(|input| input.name.as_str()).collect();
-        let roots: Vec<_> = graph.reads(node).filter(|(i, _)| inputs.contains(i)).map(|(_, n)| n).collect();
-        graph.upstream(&roots)
+        let mut waiting: Vec<_> = graph.reads(node).filter(|(i, _)| inputs.contains(i)).map(|(_, n)| n).collect();
+        let mut seen = BTreeSet::new();
+        while let Some(node) = waiting.pop() {
+            if seen.insert(node) {
+                waiting.extend(graph.reads(node).filter(|(i, _)| !is_oracle(kinds, graph, node, i)).map(|(_, n)| n));
+            }
+        }
+        seen
     };
     graph
         .order
@@ -81,8 +96,8 @@ pub fn check_sites(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
         .map(|(stage, (path, count, culprit, site))| {
             let culprit = &graph.dag[culprit];
             let needs = ["stages", culprit.stage.as_ref(), "needs"];
-            let span = loaded.tree.nearest(&needs).span.clone();
-            let key_span = loaded.tree.key_span(&needs);
+            let span = loaded.place(&needs);
+            let key_span = loaded.key_place(&needs);
             let others = if count > 1 { format!(" ({} more such scores)", count - 1) } else { String::new() };
             Diagnostic {
                 file: loaded.path.clone(),

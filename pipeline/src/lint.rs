@@ -85,14 +85,14 @@ impl Linter<'_> {
         let counts = self.graph.by_stage();
         for (name, stage) in &self.loaded.manifest.stages {
             if !counts.contains_key(name.as_str()) {
-                let span = self.loaded.tree.key_span(&["stages", name]);
+                let span = self.loaded.key_place(&["stages", name]);
                 self.warn(
                     span,
                     format!("the stage `{name}` has no instance"),
                     "its `when`, or `exclude`, leaves no point",
                 );
             } else if stage.run.is_none() && !needed.contains(name) && !has_result(name) {
-                let span = self.loaded.tree.key_span(&["stages", name]);
+                let span = self.loaded.key_place(&["stages", name]);
                 self.warn(span, format!("nothing reads what the stage `{name}` makes"), "");
             }
         }
@@ -100,7 +100,8 @@ impl Linter<'_> {
 
     /// Conditions that hold at no point.
     fn dead_conditions(&mut self) {
-        for (name, stage) in &self.loaded.manifest.stages {
+        let written = |(name, _): &(&String, &Stage)| !self.loaded.added.contains_key(*name);
+        for (name, stage) in self.loaded.manifest.stages.iter().filter(written) {
             let points: Vec<_> =
                 self.graph.dag.node_weights().filter(|i| *i.stage == **name).map(|i| &i.point).collect();
             let dead = |text: &str| {

@@ -8,6 +8,7 @@ mod axes;
 mod check;
 pub mod command;
 mod load;
+pub mod selection;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ use serde_json::{Map, Value};
 
 use crate::pack::Home;
 use crate::protocol::{Resources, Role, StageKind};
-use crate::tree::Node;
+use crate::tree::{Node, Span};
 
 pub use axes::Axis;
 pub(crate) use load::interpolate;
@@ -288,6 +289,9 @@ pub struct Stage {
     /// What becomes of an instance that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// Trains candidates and chooses among them; others read the chosen one as `STAGE.select`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selection: Option<selection::Selection>,
     /// Says that models may be scored on sites that they were trained on; the results table then says so too.
     #[serde(default)]
     pub in_domain: bool,
@@ -413,9 +417,31 @@ pub struct Loaded {
     pub homes: Vec<Home>,
     /// The axes by name, the implicit `site` included.
     pub axes: BTreeMap<String, Axis>,
+    /// The stages that a `selection` added, each with the stage that has it.
+    pub added: BTreeMap<String, String>,
 }
 
 impl Loaded {
+    /// The place of a key's value in the file, or of the nearest above it. An added stage is at its origin's.
+    pub fn place(&self, path: &[&str]) -> Span {
+        self.tree.nearest(&self.in_file(path)).span.clone()
+    }
+
+    /// The place of a key in the file.
+    pub fn key_place(&self, path: &[&str]) -> Span {
+        self.tree.key_span(&self.in_file(path))
+    }
+
+    fn in_file<'p>(&'p self, path: &[&'p str]) -> Vec<&'p str> {
+        let mut path = path.to_vec();
+        if let ["stages", name, ..] = path[..]
+            && let Some(origin) = self.added.get(name)
+        {
+            path[1] = origin;
+        }
+        path
+    }
+
     /// The kind of a stage, by its place among `kinds`.
     pub fn kind_of(&self, stage: &str) -> usize {
         let name = match &self.manifest.stages[stage].uses {

@@ -6,13 +6,15 @@ use crate::protocol::Point;
 
 /// A condition: comparisons of axes with axes or values, joined by `and`, `or`, `not` and brackets.
 ///
-/// `site != held_out`, `method == mcdrl`, `method in [erm, mcdrl] and not seed == 0`.
+/// `site != held_out`, `method == mcdrl`, `method in [erm, mcdrl] and not seed == 0`, `site not in left_out`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// Left and right are equal.
     Equal(Term, Term),
     /// Left is one of the right ones.
     In(Term, Vec<Term>),
+    /// Left is one of those that the right axis's value joins: `A` is in `A+B`.
+    Within(Term, Term),
     /// Not so.
     Not(Box<Condition>),
     /// All hold.
@@ -20,6 +22,9 @@ pub enum Condition {
     /// At least one holds.
     Or(Vec<Condition>),
 }
+
+/// What stands between the names that one value of an axis joins.
+pub const JOINS: char = '+';
 
 /// A word of a condition and where it stands in the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +66,7 @@ impl Condition {
         match self {
             Self::Equal(left, right) => of(left) == of(right),
             Self::In(left, list) => list.iter().any(|right| of(left) == of(right)),
+            Self::Within(left, set) => of(set).split(JOINS).any(|member| of(left) == member),
             Self::Not(inner) => !inner.holds(value),
             Self::And(parts) => parts.iter().all(|part| part.holds(value)),
             Self::Or(parts) => parts.iter().any(|part| part.holds(value)),
@@ -79,7 +85,7 @@ impl Condition {
     /// Every word, with the words that it is compared with.
     pub fn comparisons(&self) -> Vec<(&Term, &Term)> {
         match self {
-            Self::Equal(left, right) => vec![(left, right)],
+            Self::Equal(left, right) | Self::Within(left, right) => vec![(left, right)],
             Self::In(left, list) => list.iter().map(|right| (left, right)).collect(),
             Self::Not(inner) => inner.comparisons(),
             Self::And(parts) | Self::Or(parts) => parts.iter().flat_map(Self::comparisons).collect(),
@@ -184,16 +190,27 @@ impl Parser {
             return Ok(Condition::Not(Box::new(Condition::Equal(left, self.term()?))));
         }
         if self.take("in") {
-            if !self.take("[") {
-                return Err(self.stops("`[`"));
-            }
-            let mut list = vec![self.term()?];
-            while self.take(",") {
-                list.push(self.term()?);
-            }
-            return if self.take("]") { Ok(Condition::In(left, list)) } else { Err(self.stops("`]`")) };
+            return self.among(left);
+        }
+        if self.take("not") {
+            return match self.take("in") {
+                true => Ok(Condition::Not(Box::new(self.among(left)?))),
+                false => Err(self.stops("`in`")),
+            };
         }
         Err(self.stops("`==`, `!=` or `in`"))
+    }
+
+    /// What follows on `in`: a list of words, or an axis.
+    fn among(&mut self, left: Term) -> Result<Condition, BadCondition> {
+        if !self.take("[") {
+            return Ok(Condition::Within(left, self.term()?));
+        }
+        let mut list = vec![self.term()?];
+        while self.take(",") {
+            list.push(self.term()?);
+        }
+        if self.take("]") { Ok(Condition::In(left, list)) } else { Err(self.stops("`]`")) }
     }
 
     fn term(&mut self) -> Result<Term, BadCondition> {
@@ -277,6 +294,7 @@ mod tests {
             "site" => Some("A"),
             "held_out" => Some("B"),
             "seed" => Some("0"),
+            "left_out" => Some("A+C"),
             _ => None,
         };
         let condition = Condition::parse(text).unwrap();
@@ -290,6 +308,8 @@ mod tests {
         assert!(holds("site==A and seed in [0, 1]"));
         assert!(holds("not (site == B or held_out == 'A')"));
         assert!(holds("site == B or seed == 0 and held_out == B"));
+        assert!(holds("site in left_out and held_out not in left_out"));
+        assert!(holds("seed not in [1, 2]"));
     }
 
     #[test]
@@ -299,6 +319,7 @@ mod tests {
         assert_eq!(Condition::parse("site ==").unwrap_err().at, 7);
         assert_eq!(Condition::parse("a == b c").unwrap_err().message, "`c` does not belong here");
         assert!(Condition::parse("").is_err());
+        assert_eq!(Condition::parse("a not b").unwrap_err().at, 6);
     }
 
     #[test]

@@ -198,6 +198,9 @@ pub enum Role {
     Model,
     /// Data that a model is scored on.
     Scored,
+    /// Scores on the held-out site that choose a model. That is no leak but a protocol of its own, and tables mark it.
+    #[schemars(skip)]
+    Oracle,
 }
 
 /// Something that a kind reads from outside the store.

@@ -169,7 +169,7 @@ impl<'a> Sources<'a> {
     }
 
     fn error(&self, place: &[&str], message: String, hint: Option<String>) -> Diagnostic {
-        let span = Some(self.loaded.tree.nearest(place).span.clone());
+        let span = Some(self.loaded.place(place));
         Diagnostic { file: self.loaded.path.clone(), span, message, hint }
     }
 

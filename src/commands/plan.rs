@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 use siteline_cache::Access;
+use siteline_pipeline::manifest::selection::{self, Protocol};
 use siteline_pipeline::plan::{Plan as Planned, Planner, State};
 
 use super::{Outcome, count};
@@ -41,6 +42,9 @@ impl Plan {
             return Ok(ExitCode::SUCCESS);
         }
         print!("{}", by_stage(&planner, &plan));
+        for trainings in Trainings::of(&planner) {
+            println!("{}", trainings.line());
+        }
         if self.verbose {
             println!();
             for node in planner.graph.order.iter().filter(|n| planner.selected.contains(n)) {
@@ -57,6 +61,61 @@ impl Plan {
             ),
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What a stage's selection costs, all of its sweep counted.
+#[derive(serde::Serialize)]
+struct Trainings {
+    stage: String,
+    protocols: Vec<Protocol>,
+    among: Vec<String>,
+    /// Trainings without the held-out site.
+    without_one: usize,
+    /// Trainings without each pair of sites, for leave-one-domain-out.
+    without_two: usize,
+    /// Held-out sites.
+    sites: usize,
+    /// Pairs of them, where any protocol needs them.
+    pairs: usize,
+}
+
+impl Trainings {
+    fn of(planner: &Planner) -> Vec<Self> {
+        let counts = planner.graph.by_stage();
+        let values = |axis: &str| planner.loaded.axes.get(axis).map_or(0, |axis| axis.listed);
+        let selecting = planner.loaded.manifest.stages.iter();
+        selecting
+            .filter_map(|(name, stage)| {
+                let selection = stage.selection.as_ref()?;
+                let pairs = selection::pairs_of(name);
+                let without_two = counts.get(pairs.as_str()).copied().unwrap_or(0);
+                Some(Self {
+                    stage: name.clone(),
+                    protocols: selection.protocol.list().to_vec(),
+                    among: selection.among.clone(),
+                    without_one: counts.get(name.as_str()).copied().unwrap_or(0),
+                    without_two,
+                    sites: values(&selection.held_out),
+                    pairs: if without_two > 0 { values(selection::LEFT_OUT) } else { 0 },
+                })
+            })
+            .collect()
+    }
+
+    fn line(&self) -> String {
+        let protocols: Vec<&str> = self.protocols.iter().map(|protocol| protocol.name()).collect();
+        let each = match self.pairs {
+            0 => format!("{} trainings for each candidate", self.sites),
+            pairs => format!("{} + {pairs} trainings for each candidate", self.sites),
+        };
+        let all = self.without_one + self.without_two;
+        format!(
+            "\n{} chooses among {} by {}: {each} and repetition, {all} in all",
+            self.stage,
+            self.among.join(", "),
+            protocols.join(", "),
+        )
     }
 }
 
@@ -117,6 +176,10 @@ fn as_json(planner: &Planner, plan: &Planned) -> String {
             entry
         })
         .collect();
-    let all = json!({"manifest": planner.loaded.manifest.name, "instances": instances});
+    let all = json!({
+        "manifest": planner.loaded.manifest.name,
+        "selections": Trainings::of(planner),
+        "instances": instances,
+    });
     serde_json::to_string_pretty(&all).expect("a plan is JSON")
 }

@@ -48,6 +48,7 @@ pub fn render(planner: &Planner, plan: &Plan, tables: &[ResultsTable]) -> Result
                                 "runs": cell.runs,
                                 "images": cell.images,
                                 "in_domain": cell.in_domain,
+                                "oracle": cell.oracle,
                                 "table": table.record.key.short(),
                                 "scores": scores.iter().map(|(_, record)| record.key.short()).collect::<Vec<_>>(),
                             }));
@@ -69,6 +70,8 @@ pub fn render(planner: &Planner, plan: &Plan, tables: &[ResultsTable]) -> Result
             "over": table.cells.over,
             "column_axis": table.cells.column_axis,
             "in_domain": table.cells.cells.iter().any(|c| c.in_domain),
+            "oracle": table.cells.cells.iter().any(|c| c.oracle),
+            "selections": table.cells.selections,
         }));
     }
     for record in

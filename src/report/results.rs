@@ -26,6 +26,9 @@ pub struct Cells {
     pub columns: Vec<String>,
     /// Metrics.
     pub metrics: Vec<String>,
+    /// How models were selected, in words.
+    #[serde(default)]
+    pub selections: Vec<String>,
     /// The numbers.
     pub cells: Vec<Cell>,
 }
@@ -49,6 +52,9 @@ pub struct Cell {
     pub images: usize,
     /// Whether a model was scored on a site that it was trained on.
     pub in_domain: bool,
+    /// Whether scores on the held-out site chose the model.
+    #[serde(default)]
+    pub oracle: bool,
     /// As the table shows it.
     pub text: String,
     /// The points of the scores behind it.

@@ -16,11 +16,12 @@ use syn::visit::Visit;
 use syn::visit_mut::VisitMut;
 
 /// Kind, and its file below `stages/src`.
-const KINDS: [(&str, &str); 8] = [
+const KINDS: [(&str, &str); 9] = [
     ("ingest", "kind/ingest.rs"),
     ("clip-features", "kind/clip_features.rs"),
     ("confounder-dictionary", "kind/confounder_dictionary.rs"),
     ("train", "kind/train.rs"),
+    ("select", "kind/select.rs"),
     ("evaluate", "kind/evaluate.rs"),
     ("table", "kind/table.rs"),
     ("phantoms", "kind/phantoms.rs"),

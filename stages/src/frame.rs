@@ -10,7 +10,7 @@ use std::sync::Arc;
 use arrow::array::{
     Array, ArrayRef, AsArray, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, RecordBatch, StringArray,
 };
-use arrow::datatypes::{DataType, Field, Float32Type, Schema};
+use arrow::datatypes::{DataType, Field, Float32Type, Float64Type, Schema};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
@@ -157,6 +157,15 @@ impl Batch<'_> {
     pub fn texts(&self, name: &str) -> Result<Vec<Option<String>>> {
         let column = self.column(name)?.as_string_opt::<i32>().ok_or_else(|| self.wrong(name))?;
         Ok(column.iter().map(|text| text.map(str::to_owned)).collect())
+    }
+
+    /// A column of 64-bit floats.
+    ///
+    /// # Errors
+    /// An absent column, or one of another type.
+    pub fn numbers(&self, name: &str) -> Result<Vec<Option<f64>>> {
+        let column = self.column(name)?.as_primitive_opt::<Float64Type>().ok_or_else(|| self.wrong(name))?;
+        Ok(column.iter().collect())
     }
 
     /// A column of byte strings of one length, one after the other.

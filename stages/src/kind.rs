@@ -9,6 +9,7 @@ pub mod evaluate;
 pub mod ingest;
 pub mod phantom_clip;
 pub mod phantoms;
+pub mod select;
 pub mod spec;
 pub mod table;
 pub mod train;
@@ -28,6 +29,7 @@ pub fn registry() -> Vec<(StageKind, Work)> {
         (clip_features::kind(), clip_features::run),
         (confounder_dictionary::kind(), confounder_dictionary::run),
         (train::kind(), train::run),
+        (select::kind(), select::run),
         (evaluate::kind(), evaluate::run),
         (table::kind(), table::run),
         (phantoms::kind(), phantoms::run),

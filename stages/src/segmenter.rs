@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use siteline_pipeline::manifest::selection::Protocol;
 use tch::{Device, Kind, Tensor, nn};
 
 use crate::checkpoint;
@@ -13,6 +14,7 @@ use crate::method::contract::{Encoded, Method, Represented, Sizes};
 use crate::method::{self, MethodName, MethodParams};
 use crate::model::head::{Adapter, Head};
 use crate::model::transformer::l2_normalise;
+use crate::trainer::KeptEpoch;
 
 /// Everything that a model is built by.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,6 +37,34 @@ pub struct SegmenterConfig {
     pub classes: Vec<String>,
     /// The epoch that the weights are of.
     pub epoch: usize,
+    /// How that epoch was chosen.
+    pub kept_epoch: KeptEpoch,
+    /// How the model was chosen among candidates, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selection: Option<Selected>,
+}
+
+/// How a model was chosen among candidates.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selected {
+    /// By which scores.
+    pub protocol: Protocol,
+    /// The axes whose values the candidates were.
+    pub among: Vec<String>,
+}
+
+impl SegmenterConfig {
+    /// How the model was selected, in words for tables.
+    pub fn selection_words(&self) -> String {
+        let epoch = self.kept_epoch.words();
+        let Some(Selected { protocol, among }) = &self.selection else { return epoch.to_owned() };
+        let by = match protocol {
+            Protocol::TrainingDomainValidation => "training-domain validation",
+            Protocol::LeaveOneDomainOut => "leave-one-domain-out cross-validation among the training sites",
+            Protocol::Oracle => "oracle: scores on the held-out site itself",
+        };
+        format!("{} by {by}; {epoch}", among.join(" and "))
+    }
 }
 
 /// A model with its variables.

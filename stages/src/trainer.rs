@@ -22,12 +22,22 @@ use crate::segmenter::Segmenter;
 /// Which epoch's weights are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Selection {
-    /// The best mean over sources of the Dice on their validation images (DomainBed's training-domain validation).
+pub enum KeptEpoch {
+    /// That of the best mean over training sites of the Dice on their validation images.
     #[default]
-    TrainingValidation,
+    BestValidation,
     /// The last.
     Last,
+}
+
+impl KeptEpoch {
+    /// In words, for captions.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::BestValidation => "the epoch by training-domain validation",
+            Self::Last => "the last epoch",
+        }
+    }
 }
 
 /// How the learning rate goes.
@@ -68,7 +78,7 @@ pub struct Params {
     #[schemars(range(min = 0.0))]
     pub clip_norm: f64,
     /// Which epoch's weights are kept.
-    pub selection: Selection,
+    pub kept_epoch: KeptEpoch,
     /// Whether frozen features pass a trainable adapter (a residual MLP that starts as the identity).
     pub adapter: bool,
     /// Whether each feature vector is brought to unit root mean square before all else.
@@ -91,7 +101,7 @@ impl Default for Params {
             weight_decay: 0.01,
             lr_schedule: LrSchedule::Cosine,
             clip_norm: 1.0,
-            selection: Selection::TrainingValidation,
+            kept_epoch: KeptEpoch::BestValidation,
             adapter: true,
             normalise: true,
             head_width: 256,
@@ -158,7 +168,7 @@ pub fn train(
         let row = sums.row(epoch, sampler.steps_per_epoch(), validation_dice);
         tell(epoch, Some(&row));
         rows.push(row);
-        let selects = params.selection == Selection::TrainingValidation && validation_dice.is_some();
+        let selects = params.kept_epoch == KeptEpoch::BestValidation && validation_dice.is_some();
         let score = if selects { validation_dice.unwrap_or(0.0) } else { epoch as f64 };
         if best.as_ref().is_none_or(|(top, ..)| score > *top) {
             best = Some((score, epoch, copy_of(model)));

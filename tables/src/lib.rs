@@ -103,6 +103,8 @@ pub struct ResultsTable {
     pub metrics: Vec<Metric>,
     /// Digits behind the decimal point, in percent.
     pub decimals: usize,
+    /// How models were selected: each way that occurs among the scores, in words.
+    pub selections: Vec<String>,
     /// The cells that have a value.
     pub cells: Vec<Cell>,
 }
@@ -126,15 +128,29 @@ pub struct Cell {
     pub images: usize,
     /// Whether a model was scored on a site that it was trained on.
     pub in_domain: bool,
-    /// As every table and report shows it, in percent: `81.6 ± 0.4`, marked where it is in-domain.
+    /// Whether scores on the held-out site chose the model.
+    pub oracle: bool,
+    /// As every table and report shows it, in percent: `81.6 ± 0.4`, marked where it is in-domain or an oracle's.
     pub text: String,
     /// The points of the score files behind it.
     pub points: Vec<BTreeMap<String, String>>,
 }
 
+/// What readers must know of a number.
+#[derive(Clone, Copy, Debug, Default)]
+struct Marks {
+    in_domain: bool,
+    oracle: bool,
+}
+
 /// A value in percent with its spread.
-fn percent(mean: f64, std: Option<f64>, in_domain: bool, digits: usize) -> String {
-    let mark = if in_domain { "†" } else { "" };
+fn percent(mean: f64, std: Option<f64>, marks: Marks, digits: usize) -> String {
+    let mark = match marks {
+        Marks { in_domain: true, oracle: true } => "†‡",
+        Marks { in_domain: true, .. } => "†",
+        Marks { oracle: true, .. } => "‡",
+        Marks { .. } => "",
+    };
     match std {
         Some(std) => format!("{:.digits$} ± {:.digits$}{mark}", mean * 100.0, std * 100.0),
         None => format!("{:.digits$}{mark}", mean * 100.0),
@@ -154,6 +170,12 @@ impl ResultsTable {
             "Per-image values in percent, averaged over the images of each run; mean ± sample standard deviation (ddof 1) over {over}; `{AVERAGE}` is the mean over the values of {}.",
             self.column_axis
         );
+        if !self.selections.is_empty() {
+            text.push_str(&format!(" Model selection: {}.", self.selections.join("; or ")));
+        }
+        if self.cells.iter().any(|cell| cell.oracle) {
+            text.push_str(" ‡ oracle: chosen by its scores on the held-out site, an upper bound and no result.");
+        }
         if self.cells.iter().any(|cell| cell.in_domain) {
             text.push_str(" † in-domain: the model was trained on the site that it is scored on.");
         }

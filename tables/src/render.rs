@@ -63,6 +63,7 @@ fn escape(text: &str) -> String {
             }
             '±' => out.push_str("$\\pm$"),
             '†' => out.push_str("$^\\dagger$"),
+            '‡' => out.push_str("$^\\ddagger$"),
             other => out.push(other),
         }
     }
@@ -99,6 +100,7 @@ fn frame(table: &ResultsTable) -> Result<DataFrame, TableError> {
     columns.push(Column::new("runs".into(), cells.iter().map(|c| c.runs as u32).collect::<Vec<_>>()));
     columns.push(Column::new("images".into(), cells.iter().map(|c| c.images as u32).collect::<Vec<_>>()));
     columns.push(Column::new("in_domain".into(), cells.iter().map(|c| c.in_domain).collect::<Vec<_>>()));
+    columns.push(Column::new("oracle".into(), cells.iter().map(|c| c.oracle).collect::<Vec<_>>()));
     Ok(DataFrame::new(cells.len(), columns)?)
 }
 

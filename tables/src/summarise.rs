@@ -1,11 +1,11 @@
 //! Score files to cells: images are averaged within a run, runs within a cell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 
 use polars::prelude::*;
 
-use crate::{AVERAGE, Cell, Layout, Metric, ResultsTable, ScoreFile, TableError, percent};
+use crate::{AVERAGE, Cell, Layout, Marks, Metric, ResultsTable, ScoreFile, TableError, percent};
 
 type Point = BTreeMap<String, String>;
 
@@ -16,7 +16,8 @@ struct RunMean {
     over: Vec<String>,
     values: Vec<f64>,
     images: usize,
-    in_domain: bool,
+    marks: Marks,
+    selection: Option<String>,
     point: Point,
 }
 
@@ -65,6 +66,7 @@ pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, T
         columns,
         metrics: layout.metrics.clone(),
         decimals: layout.decimals,
+        selections: runs.iter().filter_map(|run| run.selection.clone()).collect::<BTreeSet<_>>().into_iter().collect(),
         cells,
     })
 }
@@ -82,6 +84,9 @@ fn run_mean(file: &ScoreFile, layout: &Layout, row_axes: &[String]) -> Result<Ru
     };
     let values = layout.metrics.iter().map(mean).collect::<Result<_, _>>()?;
     let in_domain = column("in_domain")?.bool().map_err(|e| bad(e.to_string()))?.any();
+    // Scores of other programs than `evaluate` need not say how their models were selected.
+    let oracle = column("oracle").ok().and_then(|values| values.bool().ok().map(ChunkedArray::any)).unwrap_or(false);
+    let selection = column("selection").ok().and_then(|values| values.str().ok()?.first().map(str::to_owned));
     let of = |axes: &[String]| axes.iter().map(|axis| file.point.get(axis).cloned().unwrap_or_default()).collect();
     Ok(RunMean {
         row: of(row_axes),
@@ -89,7 +94,8 @@ fn run_mean(file: &ScoreFile, layout: &Layout, row_axes: &[String]) -> Result<Ru
         over: of(&layout.over),
         values,
         images: frame.height(),
-        in_domain,
+        marks: Marks { in_domain, oracle },
+        selection,
         point: file.point.clone(),
     })
 }
@@ -110,17 +116,21 @@ fn cell(
     let series = Series::new("value".into(), values);
     let std = if runs > 1 { series.std(1) } else { None };
     let mean = series.mean().ok_or_else(|| TableError::Layout("a cell has no mean".into()))?;
-    let in_domain = members.iter().any(|run| run.in_domain);
+    let marks = Marks {
+        in_domain: members.iter().any(|run| run.marks.in_domain),
+        oracle: members.iter().any(|run| run.marks.oracle),
+    };
     Ok(Some(Cell {
         metric,
         row: row.to_vec(),
         column: column.to_owned(),
-        text: percent(mean, std, in_domain, layout.decimals),
+        text: percent(mean, std, marks, layout.decimals),
         mean,
         std,
         runs,
         images: members.iter().map(|run| run.images).sum::<usize>() / runs,
-        in_domain,
+        in_domain: marks.in_domain,
+        oracle: marks.oracle,
         points: members.iter().map(|run| run.point.clone()).collect(),
     }))
 }

@@ -51,7 +51,7 @@ impl<'a> Builder<'a> {
     }
 
     pub(super) fn add(&mut self, path: &[&str], message: String, hint: Option<String>) {
-        let span = Some(self.loaded.tree.nearest(path).span.clone());
+        let span = Some(self.loaded.place(path));
         self.found.push(Diagnostic { file: self.loaded.path.clone(), span, message, hint });
     }
 

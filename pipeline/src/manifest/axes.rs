@@ -17,7 +17,7 @@ pub struct Axis {
 }
 
 impl Axis {
-    fn new(values: Vec<AxisValue>) -> Self {
+    pub(super) fn new(values: Vec<AxisValue>) -> Self {
         Self { listed: values.len(), values }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 use super::load::as_node;
-use super::{AxisValue, Loaded, Stage, command};
+use super::{AxisValue, Loaded, Stage, command, selection};
 use crate::diagnostic::{Diagnostic, suggest};
 use crate::pattern::Condition;
 use crate::protocol::{self, SourceFrom, StageKind};
@@ -20,7 +20,10 @@ pub(super) fn check(loaded: &Loaded) -> Vec<Diagnostic> {
     checker.top();
     checker.include();
     for (name, stage) in &loaded.manifest.stages {
-        checker.stage(name, stage);
+        match loaded.added.contains_key(name) {
+            true => checker.added(name, stage),
+            false => checker.stage(name, stage),
+        }
     }
     if checker.found.is_empty() {
         checker.cycles();
@@ -40,7 +43,7 @@ impl Checker<'_> {
     }
 
     fn span(&self, path: &[&str]) -> Span {
-        self.loaded.tree.nearest(path).span.clone()
+        self.loaded.place(path)
     }
 
     fn top(&mut self) {
@@ -79,7 +82,8 @@ impl Checker<'_> {
             let hint = "the axis `site` is made from `sites`; call the site that is tested on `held_out: sites`";
             self.add(entry.key_span.clone(), "`site` cannot be given as an axis".into(), Some(hint.into()));
         }
-        for (name, values) in self.axes.clone() {
+        // Pairs of sites are joined by what no name may hold.
+        for (name, values) in self.axes.clone().into_iter().filter(|(name, _)| name != selection::LEFT_OUT) {
             let mut seen = BTreeSet::new();
             for (index, value) in values.iter().enumerate() {
                 let place = index.to_string();
@@ -147,6 +151,42 @@ impl Checker<'_> {
                 let span = self.loaded.tree.key_span(&["include", &index.to_string(), "site"]);
                 self.add(span, "a site is added in `sites`, not in `include`".into(), None);
             }
+        }
+    }
+
+    /// A stage that a `selection` added: its origin is checked as written, here is only what the kinds decide.
+    fn added(&mut self, name: &str, stage: &Stage) {
+        let wanted = stage.uses.as_deref().unwrap_or_default();
+        match self.loaded.kinds.iter().find(|kind| kind.name == wanted) {
+            Some(kind) => {
+                stage.needs.iter().for_each(|(input, need)| self.files(name, input, &need.join().stage, kind))
+            }
+            None => {
+                let message = format!("`selection` needs the stage kind `{wanted}`, which no pack has");
+                self.add(self.span(&["stages", name, "selection"]), message, None);
+            }
+        }
+    }
+
+    /// Whether the needed stage writes the files that an input reads.
+    fn files(&mut self, name: &str, input: &str, needed: &str, kind: &StageKind) {
+        let Some(stage) = self.loaded.manifest.stages.get(needed) else { return };
+        let Some(maker) = self.loaded.kinds.iter().find(|kind| match &stage.uses {
+            Some(uses) => kind.name == *uses,
+            None => kind.name == command::kind_name(needed),
+        }) else {
+            return;
+        };
+        let Some(spec) = kind.inputs.iter().find(|spec| spec.name == input) else { return };
+        let writes = |file: &&String| {
+            let made_by = |path: &str| path == file.as_str() || (path.ends_with('/') && file.starts_with(path));
+            file.contains('*') || maker.outputs.iter().any(|output| made_by(&output.path))
+        };
+        if let Some(missing) = spec.files.iter().find(|file| !writes(file)) {
+            let written: Vec<&str> = maker.outputs.iter().map(|output| output.path.as_str()).collect();
+            let message = format!("`{input}` of the stage `{name}` reads `{missing}`, which `{needed}` does not write");
+            let hint = format!("`{needed}` ({}) writes {}", stage.kind_name(), written.join(", "));
+            self.add(self.span(&["stages", name, "needs", input]), message, Some(hint));
         }
     }
 
@@ -294,6 +334,7 @@ impl Checker<'_> {
                 let span = value.get("role").map_or_else(|| value.span.clone(), |entry| entry.key_span.clone());
                 self.add(span, format!("stage kind `{}` says itself what `{input}` is", kind.name), None);
             }
+            self.files(name, input, &join.stage, kind);
             let both: Vec<String> = stage.per.iter().chain(&needed.per).cloned().collect();
             if let Some(filter) = &join.filter {
                 self.condition(filter, &["stages", name, "needs", input, "where"], &both);

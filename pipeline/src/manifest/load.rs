@@ -65,17 +65,18 @@ pub fn load(path: &Path, overrides: &[Override], built_in: &Pack) -> Result<Load
     if !misfits.is_empty() {
         return Err(sorted(misfits.into_iter().map(|m| at(m.span, m.message, m.hint)).collect()));
     }
-    let manifest: Manifest = serde_json::from_value(tree.to_json())
+    let mut manifest: Manifest = serde_json::from_value(tree.to_json())
         .map_err(|e| plain(format!("the manifest cannot be understood: {e}"), None))?;
     let root = root_of(path, manifest.root.as_deref())
         .map_err(|message| Diagnostics { list: vec![at(tree.nearest(&["root"]).span.clone(), message, None)] })?;
     let one = |diagnostic| Diagnostics { list: vec![diagnostic] };
-    let axes = super::axes::of(path, &tree, &manifest, &root).map_err(one)?;
+    let mut axes = super::axes::of(path, &tree, &manifest, &root).map_err(one)?;
+    let added = super::selection::spell_out(path, &tree, &mut manifest, &mut axes).map_err(sorted)?;
     let (kinds, homes) = all_kinds(&manifest, built_in, &root).map_err(|(place, message)| {
         one(at(tree.nearest(&["packs", &place.to_string()]).span.clone(), message, None))
     })?;
     let overrides = overrides.to_vec();
-    let loaded = Loaded { path: path.to_owned(), text, tree, manifest, root, overrides, kinds, homes, axes };
+    let loaded = Loaded { path: path.to_owned(), text, tree, manifest, root, overrides, kinds, homes, axes, added };
     let found = check::check(&loaded);
     if found.is_empty() { Ok(loaded) } else { Err(sorted(found)) }
 }

@@ -107,7 +107,7 @@ impl Planner<'_> {
             }
             let Some(found) = leakage::contaminated(&self.graph, &sides, &identities) else { continue };
             let stage = &self.graph.dag[sides.scorer].stage;
-            let span = Some(self.loaded.tree.key_span(&["stages", stage.as_ref()]));
+            let span = Some(self.loaded.key_place(&["stages", stage.as_ref()]));
             if list.iter().all(|known| known.span != span) {
                 let hint =
                     "leave one of the two out, or write `in_domain: true` in the stage to report it as in-domain";

@@ -12,6 +12,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use siteline_datasets::decode;
+use siteline_pipeline::manifest::selection::Protocol;
 use siteline_pipeline::protocol::{Role, StageKind};
 use tch::{Device, Kind, Tensor};
 
@@ -22,7 +23,7 @@ use crate::features::FeatureSet;
 use crate::frame;
 use crate::method::MethodName;
 use crate::metric::Counts;
-use crate::segmenter::Segmenter;
+use crate::segmenter::{Segmenter, SegmenterConfig};
 use crate::trainer::score;
 
 /// Parameters of `evaluate`.
@@ -103,7 +104,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     }
     let mean = rows.iter().map(|row| row.counts.dice()).sum::<f64>() / rows.len().max(1) as f64;
     ctx.metric("mean dice", mean);
-    write_scores(ctx, &rows, params.in_domain)
+    write_scores(ctx, &rows, params.in_domain, &model.config)
 }
 
 struct Row {
@@ -114,7 +115,7 @@ struct Row {
     counts: Counts,
 }
 
-fn write_scores(ctx: &Ctx, rows: &[Row], in_domain: bool) -> Result<()> {
+fn write_scores(ctx: &Ctx, rows: &[Row], in_domain: bool, config: &SegmenterConfig) -> Result<()> {
     let whole = |name| Field::new(name, DataType::Int64, false);
     let number = |name| Field::new(name, DataType::Float64, false);
     let schema = Schema::new(vec![
@@ -130,12 +131,16 @@ fn write_scores(ctx: &Ctx, rows: &[Row], in_domain: bool) -> Result<()> {
         number("iou"),
         number("accuracy"),
         Field::new("in_domain", DataType::Boolean, false),
+        frame::text_field("selection", false),
+        Field::new("oracle", DataType::Boolean, false),
     ]);
     let counts =
         |of: fn(&Counts) -> i64| -> ArrayRef { Arc::new(rows.iter().map(|r| of(&r.counts)).collect::<Int64Array>()) };
     let scores = |of: fn(&Counts) -> f64| -> ArrayRef {
         Arc::new(Float64Array::from_iter_values(rows.iter().map(|r| of(&r.counts))))
     };
+    let selection = config.selection_words();
+    let oracle = config.selection.as_ref().is_some_and(|selected| selected.protocol == Protocol::Oracle);
     let mut writer =
         frame::Writer::new(&ctx.output("scores.parquet"), schema, &[("empty masks", "both empty: overlap 1".into())])?;
     writer.write(vec![
@@ -151,6 +156,8 @@ fn write_scores(ctx: &Ctx, rows: &[Row], in_domain: bool) -> Result<()> {
         scores(Counts::iou),
         scores(Counts::accuracy),
         Arc::new(BooleanArray::from(vec![in_domain; rows.len()])),
+        frame::texts(rows.iter().map(|_| Some(&selection))),
+        Arc::new(BooleanArray::from(vec![oracle; rows.len()])),
     ])?;
     writer.finish()
 }

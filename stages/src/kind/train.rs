@@ -79,6 +79,8 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         normalise: params.normalise,
         classes: dictionary.as_ref().map(|d| d.prompts.classes.clone()).unwrap_or_default(),
         epoch: 0,
+        kept_epoch: params.kept_epoch,
+        selection: None,
     };
     let mut model = Segmenter::new(config, dictionary.as_ref(), Device::cuda_if_available())?;
     let parameters: usize = model.store.trainable_variables().iter().map(tch::Tensor::numel).sum();
