@@ -167,16 +167,17 @@ impl FromStr for Digest {
     }
 }
 
+/// As hex digits where people read, as bytes elsewhere.
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        if serializer.is_human_readable() { serializer.collect_str(self) } else { serializer.serialize_bytes(&self.0) }
     }
 }
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Hex;
-        impl serde::de::Visitor<'_> for Hex {
+        struct Either;
+        impl serde::de::Visitor<'_> for Either {
             type Value = Digest;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -186,8 +187,16 @@ impl<'de> Deserialize<'de> for Digest {
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Digest, E> {
                 text.parse().map_err(E::custom)
             }
+
+            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Digest, E> {
+                bytes.try_into().map(Digest).map_err(E::custom)
+            }
         }
-        deserializer.deserialize_str(Hex)
+        if deserializer.is_human_readable() {
+            deserializer.deserialize_str(Either)
+        } else {
+            deserializer.deserialize_bytes(Either)
+        }
     }
 }
 

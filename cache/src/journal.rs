@@ -2,22 +2,30 @@
 //!
 //! ```text
 //! records/RUN.records    frames, see `record`; only the run that made the file ever writes to it
+//! records/index          what planning needs of them, in one piece: a copy, used only while it holds
 //! ```
 //!
 //! A journal is read by its headings; a body is read, and its digest checked, when its key is looked up. Bytes that are no
 //! frame (the torn end of a killed run, damage) are passed over up to the next heading.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Write as _};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::record::{DIFFERS, HEADING, Heading};
 use crate::{Digest, Hit, Record, Result, StoreError};
+
+mod index;
+mod writer;
+
+use index::{Index, Lines};
+pub(crate) use writer::{Writer, rewrite};
 
 /// What journals end in.
 const ENDING: &str = "records";
@@ -51,6 +59,8 @@ struct Entry {
     segment: u32,
     /// Of the body.
     offset: u64,
+    /// Where its hit lies in the index.
+    line: Option<(u32, u32)>,
     /// The entry before this one under the same key.
     earlier: Option<u32>,
 }
@@ -58,7 +68,8 @@ struct Entry {
 /// One journal file.
 struct Segment {
     name: String,
-    file: File,
+    /// Opened when it is first read.
+    file: OnceLock<File>,
     /// Up to where it was read.
     read_to: u64,
     /// Whether its writer may still append to it.
@@ -76,14 +87,81 @@ pub(crate) struct Journal {
     listed: Option<(i64, std::time::SystemTime)>,
     /// What this process appends to.
     own: Option<String>,
+    /// The hits of the index.
+    lines: Arc<Lines>,
+    /// How many entries the index has.
+    indexed: usize,
+}
+
+impl Segment {
+    fn file(&self, folder: &Path) -> std::io::Result<&File> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let file = File::open(folder.join(&self.name))?;
+        Ok(self.file.get_or_init(|| file))
+    }
 }
 
 impl Journal {
-    /// Reads the headings of every journal in `folder`, which need not exist.
+    /// Takes in the index, where it holds, and the headings of what it lacks. `folder` need not exist.
     pub(crate) fn open(folder: &Path) -> Result<Self> {
+        let mut journal = Self { folder: folder.to_owned(), ..Self::default() };
+        if let Some((index, lines)) = index::read(folder) {
+            journal.take_in(index, lines);
+        }
+        journal.refresh()?;
+        Ok(journal)
+    }
+
+    /// Reads the headings of every journal in `folder`, whatever the index says.
+    pub(crate) fn scan(folder: &Path) -> Result<Self> {
         let mut journal = Self { folder: folder.to_owned(), ..Self::default() };
         journal.refresh()?;
         Ok(journal)
+    }
+
+    /// Takes the index away and reads the journals instead.
+    pub(crate) fn forget_index(&mut self) -> Result<()> {
+        index::remove(&self.folder)?;
+        let own = self.own.take();
+        *self = Self::scan(&self.folder)?;
+        self.own = own;
+        Ok(())
+    }
+
+    fn take_in(&mut self, index: Index, lines: Lines) {
+        for covered in index.covered {
+            let file = OnceLock::new();
+            self.segments.push(Segment { name: covered.name, file, read_to: covered.length, live: covered.grew });
+        }
+        self.latest.reserve(index.entries.len());
+        for entry in index.entries {
+            self.add(entry.heading, entry.segment, entry.offset, Some(entry.line));
+        }
+        (self.lines, self.indexed) = (Arc::new(lines), self.entries.len());
+    }
+
+    /// Writes the index anew if much has come since. What a writer still adds to is left out.
+    pub(crate) fn index(&mut self, tmp: &Path) -> Result<()> {
+        if self.entries.len() - self.indexed < index::WORTH.max(self.indexed / 16) {
+            return Ok(());
+        }
+        let settled = |segment: &Segment| !segment.live || self.own.as_ref() == Some(&segment.name);
+        let mut places = vec![None; self.segments.len()];
+        let mut fresh = index::Building::default();
+        for (place, segment) in self.segments.iter().enumerate().filter(|(_, segment)| settled(segment)) {
+            places[place] = Some(fresh.cover(&segment.name, segment.read_to));
+        }
+        for entry in &self.entries {
+            // A hit that does not hold has no place in the index: `verify` finds it in its journal.
+            if let (Some(segment), Some(hit)) = (places[entry.segment as usize], self.hit_at(entry)) {
+                fresh.add(entry.heading, segment, entry.offset, &hit);
+            }
+        }
+        fresh.write(&self.folder, tmp)?;
+        self.indexed = self.entries.len();
+        Ok(())
     }
 
     /// Takes in what other processes have appended since.
@@ -125,7 +203,7 @@ impl Journal {
             }
             let path = self.folder.join(&name);
             match File::open(&path) {
-                Ok(file) => self.segments.push(Segment { name, file, read_to: 0, live: true }),
+                Ok(file) => self.segments.push(Segment { name, file: file.into(), read_to: 0, live: true }),
                 // `gc` may have taken it away meanwhile.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => return Err(StoreError::io("read", &path)(e)),
@@ -136,26 +214,29 @@ impl Journal {
 
     /// Reads a journal's headings from where the last reading ended.
     fn read_on(&mut self, index: usize) -> Result<()> {
-        // Asked before reading: what a writer appends before it lets go is read below.
-        let sealed = flock(&self.segments[index].file, FlockOperation::NonBlockingLockShared).is_ok();
         let path = self.folder.join(&self.segments[index].name);
-        let io = StoreError::io("read", &path);
+        let io = || StoreError::io("read", &path);
+        // Asked before reading: what a writer appends before it lets go is read below.
+        let file = self.segments[index].file(&self.folder).map_err(io())?;
+        let sealed = flock(file, FlockOperation::NonBlockingLockShared).is_ok();
         let result = self.read_frames(index);
         if sealed {
-            let _ = flock(&self.segments[index].file, FlockOperation::Unlock);
+            let file = self.segments[index].file(&self.folder).map_err(io())?;
+            let _ = flock(file, FlockOperation::Unlock);
             self.segments[index].live = false;
         }
-        result.map_err(io)
+        result.map_err(io())
     }
 
     fn read_frames(&mut self, index: usize) -> std::io::Result<()> {
         let segment = &self.segments[index];
-        let length = segment.file.metadata()?.len();
+        let file = segment.file(&self.folder)?;
+        let length = file.metadata()?.len();
         if length <= segment.read_to {
             return Ok(());
         }
         // Small records are read through, large ones are passed over.
-        let mut reader = BufReader::with_capacity(READ_AHEAD, At { file: &segment.file, offset: segment.read_to });
+        let mut reader = BufReader::with_capacity(READ_AHEAD, At { file, offset: segment.read_to });
         let mut place = segment.read_to;
         let mut read_to = place;
         let mut line = Vec::new();
@@ -173,7 +254,7 @@ impl Journal {
                 // The rest is not there (yet), or the length is damaged: what follows is looked through line by line.
                 continue;
             }
-            if self_delimits(&mut reader, &segment.file, place, &heading)? {
+            if self_delimits(&mut reader, file, place, &heading)? {
                 if used {
                     found.push((heading, place));
                 }
@@ -183,15 +264,15 @@ impl Journal {
         }
         self.segments[index].read_to = read_to;
         for (heading, offset) in found {
-            self.add(heading, index as u32, offset);
+            self.add(heading, index as u32, offset, None);
         }
         Ok(())
     }
 
-    fn add(&mut self, heading: Heading, segment: u32, offset: u64) {
+    fn add(&mut self, heading: Heading, segment: u32, offset: u64, line: Option<(u32, u32)>) {
         let place = self.entries.len() as u32;
         let earlier = self.latest.insert(heading.key, place);
-        self.entries.push(Entry { heading, segment, offset, earlier });
+        self.entries.push(Entry { heading, segment, offset, line, earlier });
     }
 
     /// Entries of a key, the latest first.
@@ -207,7 +288,8 @@ impl Journal {
     /// The first `length` bytes behind a heading.
     fn bytes(&self, entry: &Entry, length: u32) -> Option<Vec<u8>> {
         let mut bytes = vec![0; length as usize];
-        self.segments[entry.segment as usize].file.read_exact_at(&mut bytes, entry.offset).ok()?;
+        let file = self.segments[entry.segment as usize].file(&self.folder).ok()?;
+        file.read_exact_at(&mut bytes, entry.offset).ok()?;
         Some(bytes)
     }
 
@@ -215,10 +297,16 @@ impl Journal {
         entry.heading.record_in(&self.bytes(entry, entry.heading.body)?)
     }
 
+    fn hit_at(&self, entry: &Entry) -> Option<Hit> {
+        match entry.line {
+            Some(line) => self.lines.hit(entry.heading.key, line),
+            None => entry.heading.hit_in(&self.bytes(entry, entry.heading.hit)?),
+        }
+    }
+
     /// The latest hit of a key that holds and that `whole` agrees to.
     pub(crate) fn hit(&self, key: &Digest, whole: impl Fn(&Hit) -> bool) -> Option<Hit> {
-        let hit = |entry: &Entry| entry.heading.hit_in(&self.bytes(entry, entry.heading.hit)?).filter(|hit| whole(hit));
-        self.entries_of(key).find_map(hit)
+        self.entries_of(key).find_map(|entry| self.hit_at(entry).filter(|hit| whole(hit)))
     }
 
     /// The latest record of a key that holds.
@@ -258,7 +346,7 @@ impl Journal {
             self.own = Some(made.name.clone());
             let path = self.folder.join(&made.name);
             let file = File::open(&path).map_err(io(&path))?;
-            self.segments.push(Segment { name: made.name.clone(), file, read_to: 0, live: true });
+            self.segments.push(Segment { name: made.name.clone(), file: file.into(), read_to: 0, live: true });
             *writer = Some(made);
         }
         let (Some(writer), Some(own)) = (writer.as_mut(), self.own.clone()) else { return Ok(()) };
@@ -283,7 +371,7 @@ impl Journal {
         }
         writer.length += bytes.len() as u64;
         self.segments[index].read_to = writer.length;
-        found.into_iter().for_each(|(heading, offset)| self.add(heading, index as u32, offset));
+        found.into_iter().for_each(|(heading, offset)| self.add(heading, index as u32, offset, None));
         Ok(())
     }
 }
@@ -337,64 +425,6 @@ impl std::io::Seek for At<'_> {
     }
 }
 
-/// A journal that is being written. The lock on it tells others that it may grow, and ends with this process.
-pub(crate) struct Writer {
-    name: String,
-    file: File,
-    length: u64,
-}
-
-impl Writer {
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub(crate) fn length(&self) -> u64 {
-        self.length
-    }
-
-    fn create(folder: &Path, run: &str) -> Result<Self> {
-        for attempt in 0..1000 {
-            let name = if attempt == 0 { format!("{run}.{ENDING}") } else { format!("{run}-{attempt}.{ENDING}") };
-            let path = folder.join(&name);
-            if path.exists() {
-                continue;
-            }
-            // It gets its name when it is locked already: others must never see a journal that looks finished and is not.
-            let fresh = folder.join(format!(".{name}.{}", std::process::id()));
-            let file =
-                OpenOptions::new().append(true).create(true).open(&fresh).map_err(StoreError::io("write", &fresh))?;
-            flock(&file, FlockOperation::LockExclusive).map_err(|e| StoreError::io("lock", &fresh)(e.into()))?;
-            let placed = fs::hard_link(&fresh, &path);
-            let _ = fs::remove_file(&fresh);
-            match placed {
-                Ok(()) => {
-                    crate::object::sync_dir(folder)?;
-                    return Ok(Self { name, file, length: 0 });
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(StoreError::io("write", &path)(e)),
-            }
-        }
-        Err(StoreError::io("write", folder)(std::io::ErrorKind::AlreadyExists.into()))
-    }
-}
-
-/// Writes `records` as one journal, whole or not at all, and removes the others. For `gc`, which has the store for itself.
-pub(crate) fn rewrite(folder: &Path, tmp: &Path, name: &str, records: &[&Record]) -> Result<()> {
-    let mut bytes = Vec::new();
-    records.iter().for_each(|record| bytes.extend_from_slice(&record.to_frame(HEADING)));
-    let target = folder.join(format!("{name}.{ENDING}"));
-    crate::object::write_whole(tmp, &target, &bytes)?;
-    for entry in fs::read_dir(folder).map_err(StoreError::io("read", folder))? {
-        let path = entry.map_err(StoreError::io("read", folder))?.path();
-        if path != target && path.extension().is_some_and(|e| e == ENDING) {
-            fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
-        }
-    }
-    crate::object::sync_dir(folder)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -431,6 +461,67 @@ mod tests {
             assert!(found.len() == 2, "bit {bit} leaves {} records", found.len());
             assert!(found.iter().all(|record| samples.contains(record)), "bit {bit}");
         }
+    }
+
+    fn indexed(folder: &Path) -> Vec<Record> {
+        let samples: Vec<Record> = (0..300).map(|n| sample(&n.to_string())).collect();
+        let mut journal = Journal::open(folder).unwrap();
+        let frames: Vec<(&Record, bool)> = samples.iter().map(|record| (record, true)).collect();
+        journal.append(&mut None, "a", &frames).unwrap();
+        journal.index(folder).unwrap();
+        assert!(folder.join(index::NAME).exists());
+        samples
+    }
+
+    fn hits(folder: &Path, samples: &[Record]) -> (Journal, usize) {
+        let journal = Journal::open(folder).unwrap();
+        let holds = |record: &&Record| {
+            let hit = journal.hit(&record.key, |_| true);
+            hit.is_some_and(|hit| {
+                hit.outputs == record.outputs && hit.instance == record.instance && hit.run == record.run
+            })
+        };
+        let found = samples.iter().filter(holds).count();
+        (journal, found)
+    }
+
+    #[test]
+    fn the_index_says_what_the_journals_say_and_grows_with_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut samples = indexed(dir.path());
+        let (mut journal, found) = hits(dir.path(), &samples);
+        assert_eq!((journal.indexed, found), (300, 300));
+        assert_eq!(journal.records().len(), 300);
+        samples.push(sample("further"));
+        journal.append(&mut None, "b", &[(&samples[300], true)]).unwrap();
+        let (journal, found) = hits(dir.path(), &samples);
+        assert_eq!((journal.indexed, found), (300, 301));
+    }
+
+    /// Whatever becomes of the index, hits are those of the journals.
+    #[test]
+    fn a_damaged_index_or_one_of_other_journals_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let samples = indexed(dir.path());
+        let path = dir.path().join(index::NAME);
+        let whole = fs::read(&path).unwrap();
+        for place in (0..whole.len()).step_by(97) {
+            let mut damaged = whole.clone();
+            damaged[place] ^= 1 << (place % 8);
+            fs::write(&path, &damaged).unwrap();
+            let (journal, found) = hits(dir.path(), &samples);
+            assert_eq!((journal.indexed, found), (0, 300), "byte {place}");
+            fs::write(&path, &whole[..place]).unwrap();
+            assert_eq!(hits(dir.path(), &samples).1, 300, "cut at {place}");
+        }
+        fs::write(&path, &whole).unwrap();
+        let records = dir.path().join("a.records");
+        let journal = fs::read(&records).unwrap();
+        fs::write(&records, &journal[..journal.len() - 1]).unwrap();
+        let (journal, found) = hits(dir.path(), &samples);
+        assert_eq!((journal.indexed, found), (0, 299), "the journal was cut short");
+        fs::remove_file(&records).unwrap();
+        assert_eq!(hits(dir.path(), &samples).1, 0, "the journal is gone");
     }
 
     #[test]

@@ -19,12 +19,14 @@ const MANY: usize = 8;
 
 /// The file of an object.
 pub(crate) fn path_of(objects: &Path, digest: &Digest) -> PathBuf {
-    let hex = digest.to_string();
-    let mut path = PathBuf::with_capacity(objects.as_os_str().len() + hex.len() + 2);
-    path.push(objects);
-    path.push(&hex[..2]);
-    path.push(&hex[2..]);
-    path
+    objects.join(name_of(digest))
+}
+
+/// The same below the folder of objects: `ab/cdef...`.
+pub(crate) fn name_of(digest: &Digest) -> String {
+    let mut name = digest.to_string();
+    name.insert(2, '/');
+    name
 }
 
 /// Makes the files of `dir` objects and lists them in the order of their paths. The files are moved, not copied: `dir` must be

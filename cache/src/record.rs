@@ -121,7 +121,7 @@ struct Rest {
 }
 
 /// What the heading of a frame says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Heading {
     pub key: Digest,
     /// Of the key, the hit's line and the digest of the rest.

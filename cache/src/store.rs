@@ -3,6 +3,7 @@
 //! ```text
 //! objects/ab/cdef...     immutable bytes under their digest
 //! records/RUN.records    what ran under which key, and what came of it: a journal for each run
+//! records/index          a copy of what planning needs of them
 //! ledger.db              the index of the records by instance, the runs, the stat cache
 //! runs/ID/               manifest, logs, outcomes and events of one run
 //! leases/                who is at work on which key
@@ -15,10 +16,10 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use rayon::prelude::*;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, FileType, FlockOperation, flock};
 
 use crate::claim::{ClaimOutcome, Leases, Owner};
 use crate::journal::Journal;
@@ -47,6 +48,7 @@ pub struct Store {
     ledger: Ledger,
     leases: Leases,
     stamps: Mutex<Vec<(PathBuf, Stamp, Digest)>>,
+    objects_dir: OnceLock<File>,
     /// Shared while the store is open for writing; `gc` wants it alone.
     _in_use: Option<File>,
 }
@@ -67,11 +69,20 @@ impl Store {
     pub fn open_shared(root: &Path, access: Access, sharing: Sharing) -> Result<Self> {
         let ledger_path = root.join("ledger.db");
         let leases = Leases::new(root.join("leases"));
-        let stamps = Mutex::default();
+        let (stamps, objects_dir) = (Mutex::default(), OnceLock::new());
         if access == Access::Read {
             let ledger = Ledger::open_read_only(&ledger_path)?;
             let journal = Mutex::new(Journal::open(&root.join("records"))?);
-            return Ok(Self { root: root.to_owned(), access, journal, ledger, leases, stamps, _in_use: None });
+            return Ok(Self {
+                root: root.to_owned(),
+                access,
+                journal,
+                ledger,
+                leases,
+                stamps,
+                objects_dir,
+                _in_use: None,
+            });
         }
         layout::make(root, sharing)?;
         if layout::is_shared(root) {
@@ -87,7 +98,8 @@ impl Store {
         let guard = File::create(&guard_path).map_err(StoreError::io("write", &guard_path))?;
         flock(&guard, FlockOperation::LockExclusive).map_err(|e| StoreError::io("lock", &guard_path)(e.into()))?;
         let ledger = Ledger::open(&ledger_path)?;
-        let store = Self { root: root.to_owned(), access, journal, ledger, leases, stamps, _in_use: Some(in_use) };
+        let store =
+            Self { root: root.to_owned(), access, journal, ledger, leases, stamps, objects_dir, _in_use: Some(in_use) };
         // The ledger is an index: what it lacks costs an explanation, not a result.
         if let Err(e) = store.catch_up() {
             tracing::warn!("{e}");
@@ -165,9 +177,21 @@ impl Store {
         journal.hit(key, |hit| hit.outputs.iter().all(|output| self.is_there(output)))
     }
 
+    /// The folder of the objects, opened: the way to it is looked up once and not for each of thousands of objects.
+    fn objects_dir(&self) -> Option<&File> {
+        if self.objects_dir.get().is_none() {
+            let _ = self.objects_dir.set(File::open(self.objects()).ok()?);
+        }
+        self.objects_dir.get()
+    }
+
     /// Whether an object exists with its size.
     pub fn is_there(&self, output: &Output) -> bool {
-        fs::metadata(self.object_path(&output.digest)).is_ok_and(|meta| meta.is_file() && meta.len() == output.size)
+        let Some(objects) = self.objects_dir() else { return false };
+        let stat = rustix::fs::statat(objects, object::name_of(&output.digest), AtFlags::SYMLINK_NOFOLLOW);
+        stat.is_ok_and(|stat| {
+            FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size as u64 == output.size
+        })
     }
 
     /// What is stored under `key`, if its record holds and every object exists with its size.
@@ -298,6 +322,10 @@ impl Store {
     /// A ledger that cannot be written.
     pub fn end_run(&self, id: &str, status: &str, finished_ms: u64) -> Result<()> {
         self.keep_stamps()?;
+        // It only spares the next run some reading.
+        if let Err(e) = self.journal().index(&self.root.join("tmp")) {
+            tracing::warn!("{e}");
+        }
         crate::sync_point::reach("before-end");
         self.ledger.end_run(id, status, finished_ms)?;
         crate::sync_point::reach("after-end");

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 
+use crate::journal::Journal;
 use crate::{Digest, Record, Result, Store, StoreError};
 
 /// What `verify` found.
@@ -41,7 +42,8 @@ impl Store {
     /// # Errors
     /// Records that cannot be read, a damaged object that cannot be moved.
     pub fn verify(&self) -> Result<Verified> {
-        let records = self.records();
+        let journal = Journal::scan(&self.root().join("records"))?;
+        let records = journal.records();
         let mut named: BTreeMap<Digest, Vec<&Record>> = BTreeMap::new();
         for record in &records {
             for output in &record.outputs {
@@ -55,7 +57,11 @@ impl Store {
                 self.check_object(digest).map(|damage| damage.map_err(|d| Damage { made_by: instances(), ..d }))
             })
             .collect::<Result<_>>()?;
-        let mut verified = Verified { damaged_records: self.journal().damaged(), ..Verified::default() };
+        let mut verified = Verified { damaged_records: journal.damaged(), ..Verified::default() };
+        if !verified.damaged_records.is_empty() && self.is_writable() {
+            // It may hold copies of what is damaged, which would then count in one place and not in another.
+            self.journal().forget_index()?;
+        }
         for check in checks {
             match check {
                 Ok(bytes) => {

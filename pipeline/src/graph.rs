@@ -35,13 +35,13 @@ pub struct Instance {
     pub in_domain: bool,
 }
 
-/// What an instance reads.
+/// What an instance reads by one input.
 #[derive(Clone, Debug)]
-pub struct Read {
+pub struct Gathered {
     /// The input's name.
     pub input: Arc<str>,
-    /// The instance that makes it.
-    pub node: NodeIndex,
+    /// The instances that make it, in the order of points. Instances that read the same share one list.
+    pub nodes: Arc<[NodeIndex]>,
 }
 
 /// All instances and their joins.
@@ -50,7 +50,7 @@ pub struct Graph {
     /// The instances; node indices are their places. An edge leads from what is read to what reads it.
     pub dag: DiGraph<Instance, ()>,
     /// What each instance reads, in the order of input names and of points.
-    reads: Vec<Box<[Read]>>,
+    reads: Vec<Box<[Gathered]>>,
     /// An order in which every instance comes behind those that it reads.
     pub order: Vec<NodeIndex>,
 }
@@ -64,13 +64,9 @@ impl Graph {
         let mut builder = expand::Builder::new(loaded);
         builder.refuse_absurd();
         builder.give_up()?;
-        for (name, stage) in &loaded.manifest.stages {
-            builder.instances(name, stage);
-        }
+        builder.instances();
         builder.give_up()?;
-        for (name, stage) in &loaded.manifest.stages {
-            builder.joins(name, stage);
-        }
+        builder.joins();
         builder.give_up()?;
         let order = in_order(&builder.dag);
         Ok(Self { dag: builder.dag, reads: builder.reads, order })
@@ -87,8 +83,13 @@ impl Graph {
     }
 
     /// The instances that an instance reads, with the input's name, in the order of their names.
-    pub fn reads(&self, node: NodeIndex) -> impl ExactSizeIterator<Item = (&str, NodeIndex)> + Clone {
-        self.reads[node.index()].iter().map(|read| (read.input.as_ref(), read.node))
+    pub fn reads(&self, node: NodeIndex) -> impl Iterator<Item = (&str, NodeIndex)> + Clone {
+        self.gathered(node).iter().flat_map(|read| read.nodes.iter().map(|node| (read.input.as_ref(), *node)))
+    }
+
+    /// The same, input by input.
+    pub fn gathered(&self, node: NodeIndex) -> &[Gathered] {
+        &self.reads[node.index()]
     }
 
     /// The instances that read from an instance, once for each input that they read it by.

@@ -1,6 +1,7 @@
 //! The key of an instance: everything that decides whether it must run, and nothing else.
 //!
-//! A key is made of a [`Recipe`], which many instances share, and of the files that an instance reads.
+//! A key is made of a [`Recipe`], which many instances share, and of the files that an instance reads, gathered by input: the
+//! digest of a group of files is worked out once for all instances that read the same.
 //!
 //! | enters | as |
 //! |---|---|
@@ -32,9 +33,12 @@ use siteline_cache::{Canonical, Digest};
 use crate::manifest::command;
 use crate::protocol::{Point, StageKind};
 
-/// Version of the pre-images. History: 1, one pre-image; 2, the recipe's digest and the files.
-const FORMAT: &str = "siteline key 2";
+/// Version of the pre-images. History: 1, one pre-image; 2, the recipe's digest and the files; 3, files in groups.
+const FORMAT: &str = "siteline key 3";
 const RECIPE_FORMAT: &str = "siteline recipe 2";
+const GROUP_FORMAT: &str = "siteline files 3";
+/// The role of files that other instances made.
+pub const MADE: &str = "output";
 
 /// What instances do: everything of a key but the files.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -139,6 +143,55 @@ fn put(canonical: &mut Canonical, path: &[&str], part: &Part) {
     };
 }
 
+fn walk_files<'b>(files: impl Iterator<Item = &'b KeyFile<'b>>, meet: &mut impl FnMut(&[&str], Part<'b>)) {
+    let mut path: Vec<&str> = Vec::with_capacity(16);
+    for file in files {
+        path.clear();
+        path.extend(["file", &file.input, &file.role, &file.label]);
+        for (axis, value) in file.point.iter() {
+            path.extend([axis.as_str(), value.as_str()]);
+        }
+        meet(&path, Part::Content(&file.digest));
+    }
+}
+
+/// The files of one input or source.
+pub struct Group<'a> {
+    /// The input's or source's name.
+    pub input: &'a str,
+    /// Whether other instances made them.
+    pub made: bool,
+    /// Of all of them, in order.
+    pub digest: Digest,
+}
+
+impl<'a> Group<'a> {
+    /// Files of one input, in any order; `None` without any.
+    pub fn new(input: &'a str, made: bool, mut files: Vec<KeyFile>) -> Option<Self> {
+        files.sort();
+        (!files.is_empty()).then(|| Self { input, made, digest: in_order(files.iter().collect()) })
+    }
+}
+
+fn in_order(files: Vec<&KeyFile>) -> Digest {
+    let mut canonical = Canonical::new(GROUP_FORMAT);
+    canonical.list(files.len());
+    walk_files(files.into_iter(), &mut |path, part| put(&mut canonical, path, &part));
+    canonical.finish()
+}
+
+/// The key of an instance that does what has the digest `recipe` with these groups of files, in any order.
+pub fn key_of(recipe: &Digest, mut groups: Vec<Group>) -> Digest {
+    groups.sort_by(|a, b| (a.input, a.made).cmp(&(b.input, b.made)));
+    let mut canonical = Canonical::new(FORMAT);
+    canonical.digest(recipe);
+    canonical.list(groups.len());
+    groups.iter().for_each(|group| {
+        canonical.digest(&group.digest);
+    });
+    canonical.finish()
+}
+
 impl<'a> KeyParts<'a> {
     /// The parts of an instance that does `recipe` with `files`.
     pub fn new(recipe: &'a Recipe, mut files: Vec<KeyFile<'a>>) -> Self {
@@ -149,27 +202,17 @@ impl<'a> KeyParts<'a> {
     /// Meets every part in a fixed order, each with a path that names it.
     pub fn walk<'b>(&'b self, mut meet: impl FnMut(&[&str], Part<'b>)) {
         self.recipe.walk(&mut meet);
-        self.walk_files(&mut meet);
-    }
-
-    fn walk_files<'b>(&'b self, meet: &mut impl FnMut(&[&str], Part<'b>)) {
-        let mut path: Vec<&str> = Vec::with_capacity(16);
-        for file in &self.files {
-            path.clear();
-            path.extend(["file", &file.input, &file.role, &file.label]);
-            for (axis, value) in file.point.iter() {
-                path.extend([axis.as_str(), value.as_str()]);
-            }
-            meet(&path, Part::Content(&file.digest));
-        }
+        walk_files(self.files.iter(), &mut meet);
     }
 
     /// The key. `recipe` is the digest of the recipe, which whoever asks for many keys works out once.
     pub fn key_with(&self, recipe: &Digest) -> Digest {
-        let mut canonical = Canonical::new(FORMAT);
-        canonical.digest(recipe);
-        self.walk_files(&mut |path, part| put(&mut canonical, path, &part));
-        canonical.finish()
+        let mut by_group: BTreeMap<(&str, bool), Vec<&KeyFile>> = BTreeMap::new();
+        for file in &self.files {
+            by_group.entry((&file.input, file.role == MADE)).or_default().push(file);
+        }
+        let group = |((input, made), files): ((_, _), Vec<&KeyFile>)| Group { input, made, digest: in_order(files) };
+        key_of(recipe, by_group.into_iter().map(group).collect())
     }
 
     /// The key.

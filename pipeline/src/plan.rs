@@ -8,11 +8,11 @@ use rayon::prelude::*;
 use siteline_cache::{Digest, Hit, Output, RecordInput, Store};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::graph::Graph;
-use crate::key::{KeyFile, KeyParts, Recipe};
+use crate::graph::{Gathered, Graph};
+use crate::key::{self, Group, KeyFile, KeyParts, Recipe};
 use crate::leakage;
 use crate::manifest::Loaded;
-use crate::protocol::{Point, RunSource, StageKind};
+use crate::protocol::{InputSpec, Point, RunSource, SourceFile, StageKind};
 use crate::select::Selection;
 use crate::source::Sources;
 use crate::why::{self, Reason};
@@ -66,6 +66,8 @@ pub struct Input {
 type Known = Arc<(Recipe, Digest)>;
 /// What a recipe is made of: the kind, the shared parameters, and the sources whose settings join them.
 type RecipeId = (usize, usize, Vec<usize>);
+/// What a group of gathered files is made of: the list of those that are read, and the kind and the input that read them.
+type GroupId = (usize, usize, usize);
 
 /// A manifest, its instances, and the store that they are looked up in.
 pub struct Planner<'a> {
@@ -156,12 +158,80 @@ impl<'a> Planner<'a> {
         if found.is_empty() { Ok(Plan { states }) } else { Err(Diagnostics { list: found }) }
     }
 
+    /// The digests of the groups of files that some instances read, each worked out once.
+    fn groups<'h>(
+        &self,
+        nodes: &[NodeIndex],
+        hit: &(impl Fn(NodeIndex) -> &'h Hit + Sync),
+    ) -> HashMap<GroupId, Option<Digest>> {
+        let mut wanted: HashMap<GroupId, (&InputSpec, &Gathered)> = HashMap::new();
+        for node in nodes {
+            for gathered in self.graph.gathered(*node) {
+                let (id, spec) = self.group_id(*node, gathered);
+                wanted.entry(id).or_insert((spec, gathered));
+            }
+        }
+        let digest = |(id, (spec, gathered)): (GroupId, (&InputSpec, &Gathered))| {
+            let files = gathered.nodes.iter().flat_map(|needed| self.made(spec, *needed, hit));
+            (id, Group::new(&spec.name, true, files.collect()).map(|group| group.digest))
+        };
+        let wanted: Vec<_> = wanted.into_iter().collect();
+        wanted.into_par_iter().with_min_len(32).map(digest).collect()
+    }
+
+    fn group_id(&self, node: NodeIndex, gathered: &Gathered) -> (GroupId, &InputSpec) {
+        let kind = self.graph.dag[node].kind;
+        let mut inputs = self.loaded.kinds[kind].inputs.iter().enumerate();
+        let (place, spec) = inputs.find(|(_, spec)| *spec.name == *gathered.input).expect("the manifest was checked");
+        ((Arc::as_ptr(&gathered.nodes).cast::<u8>() as usize, kind, place), spec)
+    }
+
+    /// What an instance made, as far as an input reads it.
+    fn made<'s, 'h: 's>(
+        &'s self,
+        spec: &'s InputSpec,
+        needed: NodeIndex,
+        hit: &impl Fn(NodeIndex) -> &'h Hit,
+    ) -> impl Iterator<Item = KeyFile<'s>> {
+        let point = &self.graph.dag[needed].point;
+        hit(needed).outputs.iter().filter(|output| is_named(&spec.files, &output.path)).map(|output| KeyFile {
+            input: spec.name.as_str().into(),
+            role: key::MADE.into(),
+            point: std::borrow::Cow::Borrowed(point),
+            label: output.path.as_str().into(),
+            digest: output.digest,
+        })
+    }
+
+    /// The files of an instance's sources, source by source.
+    fn raw(&self, node: NodeIndex) -> impl Iterator<Item = (&str, Vec<KeyFile<'_>>)> {
+        let instance = &self.graph.dag[node];
+        self.sources.of(self.kind(node), instance).map(|(name, source)| {
+            let file = |file: &'_ SourceFile| KeyFile {
+                input: name.to_owned().into(),
+                role: file.role.clone().into(),
+                point: std::borrow::Cow::Owned(Point::new()),
+                label: file.label.clone().into(),
+                digest: file.digest,
+            };
+            (name, source.files.iter().map(file).collect())
+        })
+    }
+
     fn look_up(&self, nodes: &[NodeIndex], states: &[State]) -> Vec<(NodeIndex, State)> {
         let hit = |needed: NodeIndex| match &states[needed.index()] {
             State::Cached(hit) => hit.as_ref(),
             _ => unreachable!("every input of this instance is cached"),
         };
-        let key = |node: &NodeIndex| self.with_parts(*node, &hit, |parts, recipe| parts.key_with(recipe));
+        let known = self.groups(nodes, &hit);
+        let key = |node: &NodeIndex| {
+            let gathered = self.graph.gathered(*node).iter().filter_map(|gathered| {
+                let digest = known[&self.group_id(*node, gathered).0]?;
+                Some(Group { input: &gathered.input, made: true, digest })
+            });
+            let raw = self.raw(*node).filter_map(|(name, files)| Group::new(name, false, files));
+            key::key_of(&self.recipes[&self.recipe_id(*node)].1, gathered.chain(raw).collect())
+        };
         let keys: Vec<Digest> = nodes.par_iter().with_min_len(64).map(key).collect();
         let hits = self.store.lookup_all(&keys);
         let mut all = Vec::with_capacity(nodes.len());
@@ -214,29 +284,12 @@ impl<'a> Planner<'a> {
         hit: &impl Fn(NodeIndex) -> &'h Hit,
         take: impl FnOnce(KeyParts, &Digest) -> T,
     ) -> T {
-        let kind = self.kind(node);
-        let instance = &self.graph.dag[node];
         let mut files: Vec<KeyFile> = Vec::new();
-        for (input, needed) in self.graph.reads(node) {
-            let spec = kind.inputs.iter().find(|spec| spec.name == input).expect("the manifest was checked");
-            let point = &self.graph.dag[needed].point;
-            files.extend(hit(needed).outputs.iter().filter(|o| is_named(&spec.files, &o.path)).map(|output| KeyFile {
-                input: input.into(),
-                role: "output".into(),
-                point: std::borrow::Cow::Borrowed(point),
-                label: output.path.as_str().into(),
-                digest: output.digest,
-            }));
+        for gathered in self.graph.gathered(node) {
+            let (_, spec) = self.group_id(node, gathered);
+            files.extend(gathered.nodes.iter().flat_map(|needed| self.made(spec, *needed, hit)));
         }
-        for (name, source) in self.sources.of(kind, instance) {
-            files.extend(source.files.iter().map(|file| KeyFile {
-                input: name.into(),
-                role: file.role.as_str().into(),
-                point: std::borrow::Cow::Owned(Point::new()),
-                label: file.label.as_str().into(),
-                digest: file.digest,
-            }));
-        }
+        files.extend(self.raw(node).flat_map(|(_, files)| files));
         let known = &self.recipes[&self.recipe_id(node)];
         take(KeyParts::new(&known.0, files), &known.1)
     }

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use petgraph::graph::{DiGraph, NodeIndex};
+use rayon::prelude::*;
 
 use super::params::Params;
-use super::{Instance, Read};
+use super::{Gathered, Instance};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::manifest::{Axis, Loaded, Stage};
 use crate::pattern::Condition;
@@ -28,12 +29,11 @@ pub(super) struct Members {
 pub(super) struct Builder<'a> {
     pub(super) loaded: &'a Loaded,
     pub(super) dag: DiGraph<Instance, ()>,
-    pub(super) reads: Vec<Box<[Read]>>,
+    pub(super) reads: Vec<Box<[Gathered]>>,
     pub(super) by_stage: HashMap<&'a str, Members>,
     /// Labels of each axis's values, by place.
     pub(super) labels: BTreeMap<&'a str, Vec<String>>,
     pub(super) found: Vec<Diagnostic>,
-    pub(super) joined: usize,
 }
 
 impl<'a> Builder<'a> {
@@ -46,13 +46,12 @@ impl<'a> Builder<'a> {
             by_stage: HashMap::new(),
             labels: loaded.axes.iter().map(|(name, axis)| (name.as_str(), labels(axis))).collect(),
             found: Vec::new(),
-            joined: 0,
         }
     }
 
-    pub(super) fn add(&mut self, path: &[&str], message: String, hint: Option<String>) {
+    pub(super) fn diagnostic(&self, path: &[&str], message: String, hint: Option<String>) -> Diagnostic {
         let span = Some(self.loaded.place(path));
-        self.found.push(Diagnostic { file: self.loaded.path.clone(), span, message, hint });
+        Diagnostic { file: self.loaded.path.clone(), span, message, hint }
     }
 
     pub(super) fn give_up(&mut self) -> Result<(), Diagnostics> {
@@ -71,7 +70,8 @@ impl<'a> Builder<'a> {
                     "the stage `{name}` would have {all} instances ({}); {MOST_INSTANCES} is the most",
                     shown.join(" × ")
                 );
-                self.add(&["stages", name, "per"], message, Some("leave out an axis, or values of one".into()));
+                let hint = Some("leave out an axis, or values of one".into());
+                self.found.push(self.diagnostic(&["stages", name, "per"], message, hint));
             }
         }
     }
@@ -106,7 +106,25 @@ impl<'a> Builder<'a> {
         all
     }
 
-    pub(super) fn instances(&mut self, name: &'a str, stage: &'a Stage) {
+    /// All instances; the stages are spelled out side by side.
+    pub(super) fn instances(&mut self) {
+        let stages: Vec<(&'a str, &'a Stage)> =
+            self.loaded.manifest.stages.iter().map(|(name, stage)| (name.as_str(), stage)).collect();
+        let made: Vec<_> = stages.par_iter().map(|(name, stage)| self.instances_of(name, stage)).collect();
+        for ((name, stage), made) in stages.into_iter().zip(made) {
+            match made {
+                Err(diagnostic) => self.found.push(diagnostic),
+                Ok(made) => {
+                    self.reads.resize_with(self.reads.len() + made.len(), Box::default);
+                    let nodes =
+                        made.into_iter().map(|(instance, places)| (self.dag.add_node(instance), places)).collect();
+                    self.by_stage.insert(name, Members { per: stage.per.clone(), nodes });
+                }
+            }
+        }
+    }
+
+    fn instances_of(&self, name: &'a str, stage: &'a Stage) -> Result<Vec<(Instance, Box<[u32]>)>, Diagnostic> {
         let loaded = self.loaded;
         let kind = loaded.kind_of(name);
         let conditions = |texts: &[String]| texts.iter().filter_map(|text| Condition::parse(text).ok()).collect();
@@ -123,7 +141,7 @@ impl<'a> Builder<'a> {
             stage.resources.clone().unwrap_or_else(|| loaded.kinds[kind].resources.clone()).into();
         let repeats = stage.per.iter().position(|axis| axis == REPEATS);
         let mut params = Params::new(loaded, name, stage, &loaded.kinds[kind]);
-        let mut nodes = Vec::new();
+        let mut made = Vec::new();
         for places in self.points(stage) {
             let labels: Vec<&str> = stage
                 .per
@@ -139,7 +157,7 @@ impl<'a> Builder<'a> {
                 Ok(params) => params,
                 Err(problem) => {
                     let path: Vec<&str> = problem.path.iter().map(String::as_str).collect();
-                    return self.add(&path, problem.message, problem.hint);
+                    return Err(self.diagnostic(&path, problem.message, problem.hint));
                 }
             };
             let instance = Instance {
@@ -152,10 +170,9 @@ impl<'a> Builder<'a> {
                 round: repeats.map_or(0, |axis| places[axis] as usize),
                 in_domain: stage.in_domain,
             };
-            nodes.push((self.dag.add_node(instance), places));
-            self.reads.push(Box::default());
+            made.push((instance, places));
         }
-        self.by_stage.insert(name, Members { per: stage.per.clone(), nodes });
+        Ok(made)
     }
 }
 

@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use petgraph::graph::NodeIndex;
+use rayon::prelude::*;
 
-use super::Read;
+use super::Gathered;
 use super::expand::{Builder, Members};
+use crate::diagnostic::Diagnostic;
 use crate::manifest::{Join, Stage};
 use crate::pattern::Condition;
 
@@ -74,21 +77,46 @@ impl<'a> Builder<'a> {
         Prepared { needed, filter, when, ask: pairs.iter().map(|(here, _)| *here).collect(), by_labels }
     }
 
-    pub(super) fn joins(&mut self, name: &'a str, stage: &'a Stage) {
+    /// All joins; the stages are looked at side by side.
+    pub(super) fn joins(&mut self) {
+        let joined = AtomicUsize::new(0);
+        let stages: Vec<(&'a str, &'a Stage)> =
+            self.loaded.manifest.stages.iter().map(|(name, stage)| (name.as_str(), stage)).collect();
+        let made: Vec<_> = stages.par_iter().map(|(name, stage)| self.joins_of(name, stage, &joined)).collect();
+        self.dag.reserve_exact_edges(joined.into_inner().min(MOST_JOINS));
+        for ((name, _), made) in stages.into_iter().zip(made) {
+            let members = &self.by_stage[name].nodes;
+            match made {
+                Err(mut found) => self.found.append(&mut found),
+                Ok(reads) => {
+                    for ((node, _), reads) in members.iter().zip(reads) {
+                        for needed in reads.iter().flat_map(|read| read.nodes.iter()) {
+                            self.dag.add_edge(*needed, *node, ());
+                        }
+                        self.reads[node.index()] = reads.into();
+                    }
+                }
+            }
+        }
+    }
+
+    /// What each instance of a stage reads.
+    fn joins_of(&self, name: &str, stage: &Stage, joined: &AtomicUsize) -> Result<Vec<Vec<Gathered>>, Vec<Diagnostic>> {
         let kind = &self.loaded.kinds[self.loaded.kind_of(name)];
         let mut needs: Vec<_> = stage.needs.iter().collect();
         needs.sort_by(|a, b| a.0.cmp(b.0));
-        let members = std::mem::take(&mut self.by_stage.get_mut(name).expect("the stage was spelled out").nodes);
-        let mut reads: Vec<Vec<Read>> = vec![Vec::new(); members.len()];
+        let members = &self.by_stage[name].nodes;
+        let mut reads: Vec<Vec<Gathered>> = vec![Vec::new(); members.len()];
+        let mut problems = Vec::new();
         for (input, need) in needs {
             let Some(spec) = kind.inputs.iter().find(|spec| spec.name == *input) else { continue };
             let join = need.join();
             let path = ["stages", name, "needs", input];
             let shared: Arc<str> = input.as_str().into();
-            let found = self.join(&stage.per, &members, &join, &shared, &mut reads);
-            if self.joined > MOST_JOINS {
+            let found = self.join(&stage.per, members, &join, &shared, &mut reads, joined);
+            if joined.load(Ordering::Relaxed) > MOST_JOINS {
                 let message = format!("`{input}` joins more than {MOST_JOINS} pairs of instances");
-                self.add(&path, message, Some("narrow it with `where`".into()));
+                problems.push(self.diagnostic(&path, message, Some("narrow it with `where`".into())));
                 break;
             }
             for (place, count) in found {
@@ -96,63 +124,59 @@ impl<'a> Builder<'a> {
                 if count == 0 && !spec.optional {
                     let message =
                         format!("`{instance}` finds nothing for `{input}` among the instances of `{}`", join.stage);
-                    self.add(&path, message, Some("a need that exists at some points only says so with `when`".into()));
+                    let hint = Some("a need that exists at some points only says so with `when`".into());
+                    problems.push(self.diagnostic(&path, message, hint));
                     break;
                 }
                 if count > 1 && !spec.many {
-                    self.too_many(&path, &instance, &stage.per, &join, count, &reads[place]);
+                    problems.push(self.too_many(&path, &instance, &stage.per, &join, count, &reads[place]));
                     break;
                 }
             }
         }
-        for ((node, _), reads) in members.iter().zip(reads) {
-            for read in &reads {
-                self.dag.add_edge(read.node, *node, ());
-            }
-            self.reads[node.index()] = reads.into();
-        }
-        self.by_stage.get_mut(name).expect("the stage was spelled out").nodes = members;
+        if problems.is_empty() { Ok(reads) } else { Err(problems) }
     }
 
     /// Adds what every member reads by one input. Returns how many artifacts each found, members without the need left out.
     fn join(
-        &mut self,
+        &self,
         own: &[String],
         members: &[(NodeIndex, Box<[u32]>)],
         join: &Join,
         input: &Arc<str>,
-        reads: &mut [Vec<Read>],
+        reads: &mut [Vec<Gathered>],
+        joined: &AtomicUsize,
     ) -> Vec<(usize, usize)> {
-        let mut joined = self.joined;
         let prepared = self.prepare(own, join);
-        // What is gathered is listed in the order of points.
+        // What is gathered is listed in the order of points: axis by axis as they are called, by their labels.
+        let per = &prepared.needed.per;
+        let mut axes: Vec<usize> = (0..per.len()).collect();
+        axes.sort_by_key(|axis| &per[*axis]);
+        let ranks: Vec<Vec<u32>> = per.iter().map(|axis| ranks(&self.labels[axis.as_str()])).collect();
         let rank = |index: &usize| {
-            let instance = &self.dag[prepared.needed.nodes[*index].0];
-            (&instance.point, &instance.name)
+            let places = &prepared.needed.nodes[*index].1;
+            axes.iter().map(|axis| ranks[*axis][places[*axis] as usize])
         };
         let mut counts = Vec::with_capacity(members.len());
         // What a member finds depends on few of its axes: thousands of members find the same.
         let deciding = prepared.deciding(own);
-        let mut known: HashMap<Box<[u32]>, Option<Vec<usize>>> = HashMap::new();
+        let mut known: HashMap<Box<[u32]>, Option<Arc<[NodeIndex]>>> = HashMap::new();
         for (member, (_, places)) in members.iter().enumerate() {
             let decided_by: Box<[u32]> = deciding.iter().map(|axis| places[*axis]).collect();
             let fitting = known.entry(decided_by).or_insert_with(|| {
                 let mut fitting = self.fitting(&prepared, own, places)?;
-                fitting.sort_unstable_by(|a, b| rank(a).cmp(&rank(b)));
-                Some(fitting)
+                fitting.sort_unstable_by(|a, b| rank(a).cmp(rank(b)));
+                Some(fitting.into_iter().map(|index| prepared.needed.nodes[index].0).collect())
             });
             let Some(fitting) = fitting else { continue };
-            joined += fitting.len();
-            if joined > MOST_JOINS {
+            if joined.fetch_add(fitting.len(), Ordering::Relaxed) + fitting.len() > MOST_JOINS {
                 break;
             }
             counts.push((member, fitting.len()));
-            let read = |index: &usize| Read { input: input.clone(), node: prepared.needed.nodes[*index].0 };
-            reads[member].reserve_exact(fitting.len());
-            reads[member].extend(fitting.iter().map(read));
+            if !fitting.is_empty() {
+                reads[member].push(Gathered { input: input.clone(), nodes: fitting.clone() });
+            }
         }
-        drop(prepared);
-        self.joined = joined;
         counts
     }
 
@@ -177,18 +201,36 @@ impl<'a> Builder<'a> {
         Some(prepared.by_labels.get(&labels).into_iter().flatten().filter(fits).copied().collect())
     }
 
-    fn too_many(&mut self, path: &[&str], instance: &str, per: &[String], join: &Join, count: usize, reads: &[Read]) {
+    fn too_many(
+        &self,
+        path: &[&str],
+        instance: &str,
+        per: &[String],
+        join: &Join,
+        count: usize,
+        reads: &[Gathered],
+    ) -> Diagnostic {
         let input = path[3];
-        let of_input: Vec<&Read> = reads.iter().filter(|read| read.input.as_ref() == input).collect();
-        let shown: Vec<_> = of_input.iter().take(3).map(|read| self.dag[read.node].name.clone()).collect();
+        let of_input = reads.iter().filter(|read| read.input.as_ref() == input);
+        let of_input: Vec<NodeIndex> = of_input.flat_map(|read| read.nodes.iter().copied()).collect();
+        let shown: Vec<_> = of_input.iter().take(3).map(|node| self.dag[*node].name.clone()).collect();
         let stage = &join.stage;
         let message = format!(
             "`{instance}` finds {count} instances of `{stage}` for `{input}`, which takes one: {}",
             shown.join(", ")
         );
-        let axes = self.dag[of_input[0].node].point.keys();
+        let axes = self.dag[of_input[0]].point.keys();
         let missing: Vec<_> = axes.filter(|axis| !per.contains(axis)).cloned().collect();
         let hint = format!("choose one with `where`, or repeat the stage `per` {}", missing.join(", "));
-        self.add(path, message, Some(hint));
+        self.diagnostic(path, message, Some(hint))
     }
+}
+
+/// The place that each label has among all of them in order.
+fn ranks(labels: &[String]) -> Vec<u32> {
+    let mut order: Vec<usize> = (0..labels.len()).collect();
+    order.sort_by_key(|place| &labels[*place]);
+    let mut ranks = vec![0; labels.len()];
+    order.into_iter().enumerate().for_each(|(rank, place)| ranks[place] = rank as u32);
+    ranks
 }
