@@ -148,7 +148,7 @@ impl Store {
         sync_point::reach("before-objects");
         self.sync_objects(records)?;
         sync_point::reach("after-objects");
-        let mut journal = self.journal();
+        let journal = self.journal();
         let mut outcomes = Vec::with_capacity(records.len());
         let mut frames = Vec::with_capacity(records.len());
         for record in records {
@@ -167,12 +167,17 @@ impl Store {
         if frames.is_empty() {
             return Ok(outcomes);
         }
-        journal.append(writer, name, &frames)?;
+        // Others look keys up while this is written: nobody else appends here, and the keys are leased.
+        drop(journal);
+        let writer = match writer {
+            Some(writer) => writer,
+            None => writer.insert(self.journal().begin(name)?),
+        };
+        let entries = writer.append(&frames)?;
+        self.journal().appended(writer, entries);
         sync_point::reach("after-records");
         let stored: Vec<&Record> = frames.iter().filter(|(_, used)| *used).map(|(record, _)| *record).collect();
-        let length = writer.as_ref().map_or(0, Writer::length);
-        let own = writer.as_ref().map_or("", |w| w.name());
-        if let Err(e) = self.ledger().add(&stored, own, length) {
+        if let Err(e) = self.ledger().add(&stored, writer.name(), writer.length()) {
             // The records are what counts; whoever opens the store next brings the ledger up to them.
             tracing::warn!("{e}");
         }

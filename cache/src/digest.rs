@@ -11,11 +11,15 @@ use blake3::hazmat::{self, HasherExt};
 use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+mod mapped;
+
 /// What is read at a time: a power of two, so that a piece is a subtree of BLAKE3's, and small enough to be in the cache
-/// still when it is hashed. Files are read, not mapped: one that is cut short meanwhile would end the process.
+/// still when it is hashed.
 const PIECE: usize = 256 << 10;
 /// From here on all cores read and hash pieces side by side.
 const LARGE: u64 = 8 << 20;
+/// From here on a file is mapped, where that is safe.
+const VERY_LARGE: u64 = 128 << 20;
 
 /// How many of `count` subtrees are on the left: the largest power of two that leaves something on the right.
 fn left_of(count: usize) -> usize {
@@ -92,22 +96,24 @@ impl Digest {
     /// The same of a large file: its pieces, which are subtrees of the hash, side by side. `None` for a file that was cut short
     /// meanwhile.
     fn of_large(file: &File, length: u64) -> io::Result<Option<Self>> {
+        let mapped = if length >= VERY_LARGE { mapped::Mapped::new(file, length) } else { None };
         let one = |buffer: &mut Vec<u8>, index: usize| {
             let start = index as u64 * PIECE as u64;
             let size = (length - start).min(PIECE as u64) as usize;
+            let mut hasher = blake3::Hasher::new();
+            hasher.set_input_offset(start);
+            if let Some(bytes) = mapped.as_ref().and_then(|mapped| mapped.piece(start, size)) {
+                return Ok(Some(hasher.update(bytes).finalize_non_root()));
+            }
             buffer.resize(size, 0);
             match file.read_exact_at(buffer, start) {
-                Ok(()) => {
-                    let mut hasher = blake3::Hasher::new();
-                    hasher.set_input_offset(start).update(buffer);
-                    Ok(Some(hasher.finalize_non_root()))
-                }
+                Ok(()) => Ok(Some(hasher.update(buffer).finalize_non_root())),
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
                 Err(e) => Err(e),
             }
         };
         let pieces = (0..length.div_ceil(PIECE as u64) as usize).into_par_iter().with_min_len(8);
-        let values = pieces.map_init(|| Vec::with_capacity(PIECE), one).collect::<io::Result<Option<Vec<_>>>>()?;
+        let values = pieces.map_init(Vec::new, one).collect::<io::Result<Option<Vec<_>>>>()?;
         Ok(values.map(|values| {
             let (left, right) = values.split_at(left_of(values.len()));
             Self(*hazmat::merge_subtrees_root(&merged(left), &merged(right), hazmat::Mode::Hash).as_bytes())
@@ -210,11 +216,45 @@ mod tests {
         let path = dir.path().join("file");
         let pattern: Vec<u8> = (0..251).collect();
         let large = LARGE as usize;
-        for length in [0, 1, PIECE - 1, PIECE, PIECE + 1, large - 1, large, large + 1, large + 5 * PIECE, 3 * large + 7]
-        {
+        for length in [
+            0,
+            1,
+            PIECE - 1,
+            PIECE,
+            PIECE + 1,
+            large - 1,
+            large,
+            large + 1,
+            large + 5 * PIECE,
+            3 * large + 7,
+            VERY_LARGE as usize + PIECE + 3,
+        ] {
             let bytes: Vec<u8> = pattern.iter().copied().cycle().take(length).collect();
             std::fs::write(&path, &bytes).unwrap();
             assert_eq!(Digest::of_file(&path).unwrap(), (Digest::of_bytes(&bytes), length as u64), "{length} bytes");
         }
+    }
+
+    /// While a very large file is hashed, somebody who wants to cut it short is neither kept waiting for long nor able to end this
+    /// process.
+    #[test]
+    fn a_mapped_file_may_be_cut_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, vec![7; 3 * PIECE]).unwrap();
+        let file = File::open(&path).unwrap();
+        let Some(mapped) = mapped::Mapped::new(&file, 3 * PIECE as u64) else {
+            eprintln!("SKIPPED: the file system of {} gives no leases", dir.path().display());
+            return;
+        };
+        assert_eq!(mapped.piece(PIECE as u64, 5), Some([7; 5].as_slice()));
+        let cutter = std::thread::spawn(move || File::options().write(true).open(&path).unwrap().set_len(10).unwrap());
+        while mapped.piece(0, 5).is_some() {
+            std::thread::yield_now();
+        }
+        assert!(!cutter.is_finished(), "the file was cut short under a lease");
+        drop(mapped);
+        cutter.join().unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 10);
     }
 }

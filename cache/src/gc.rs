@@ -69,7 +69,7 @@ impl Store {
             records.values().filter(|r| r.finished_ms > keep.finished_after_ms).map(|r| r.key).collect();
         let mut seen = BTreeSet::new();
         waiting.extend(&keep.keys);
-        for run in self.runs()?.into_iter().filter(|run| run.status == "done") {
+        for run in self.runs().into_iter().filter(|run| run.status == "done") {
             if seen.insert(run.manifest.clone()) {
                 waiting.extend(self.outcomes(&run.id).into_iter().filter_map(|outcome| outcome.key));
             }

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -338,41 +338,20 @@ impl Journal {
         damaged.map(|entry| Some(entry.heading.hit_in(&self.bytes(entry, entry.heading.hit)?)?.instance)).collect()
     }
 
-    /// Appends frames to this process's own journal, made at the first call, and syncs it.
-    pub(crate) fn append(&mut self, writer: &mut Option<Writer>, name: &str, frames: &[(&Record, bool)]) -> Result<()> {
-        let io = |path: &Path| StoreError::io("write", path);
-        if writer.is_none() {
-            let made = Writer::create(&self.folder, name)?;
-            self.own = Some(made.name.clone());
-            let path = self.folder.join(&made.name);
-            let file = File::open(&path).map_err(io(&path))?;
-            self.segments.push(Segment { name: made.name.clone(), file: file.into(), read_to: 0, live: true });
-            *writer = Some(made);
-        }
-        let (Some(writer), Some(own)) = (writer.as_mut(), self.own.clone()) else { return Ok(()) };
-        let path = self.folder.join(&own);
-        let index = self.segments.iter().position(|s| s.name == own).expect("it was just added");
-        let mut bytes = Vec::new();
-        let mut found = Vec::new();
-        for (record, used) in frames {
-            let frame = record.to_frame(if *used { HEADING } else { DIFFERS });
-            let line = frame.iter().position(|b| *b == b'\n').expect("a frame has a heading");
-            let (heading, _) = Heading::parse(&frame[..line]).expect("it was just written");
-            if *used {
-                found.push((heading, writer.length + (bytes.len() + line + 1) as u64));
-            }
-            bytes.extend_from_slice(&frame);
-        }
-        let written = writer.file.write_all(&bytes).and_then(|()| writer.file.sync_data());
-        if let Err(e) = written {
-            // What was written of it is cut off, so that a later group does not stand behind a torn one.
-            let _ = writer.file.set_len(writer.length);
-            return Err(io(&path)(e));
-        }
-        writer.length += bytes.len() as u64;
+    /// The journal that this process appends to, made at the first call.
+    pub(crate) fn begin(&mut self, name: &str) -> Result<Writer> {
+        let made = Writer::create(&self.folder, name)?;
+        self.own = Some(made.name.clone());
+        let file = OnceLock::new();
+        self.segments.push(Segment { name: made.name.clone(), file, read_to: 0, live: true });
+        Ok(made)
+    }
+
+    /// Takes in what this process has appended.
+    pub(crate) fn appended(&mut self, writer: &Writer, entries: Vec<(Heading, u64)>) {
+        let Some(index) = self.segments.iter().position(|segment| segment.name == writer.name) else { return };
         self.segments[index].read_to = writer.length;
-        found.into_iter().for_each(|(heading, offset)| self.add(heading, index as u32, offset, None));
-        Ok(())
+        entries.into_iter().for_each(|(heading, offset)| self.add(heading, index as u32, offset, None));
     }
 }
 
@@ -463,11 +442,17 @@ mod tests {
         }
     }
 
+    fn append(journal: &mut Journal, writer: &mut Option<Writer>, name: &str, frames: &[(&Record, bool)]) {
+        let writer = writer.get_or_insert_with(|| journal.begin(name).unwrap());
+        let entries = writer.append(frames).unwrap();
+        journal.appended(writer, entries);
+    }
+
     fn indexed(folder: &Path) -> Vec<Record> {
         let samples: Vec<Record> = (0..300).map(|n| sample(&n.to_string())).collect();
         let mut journal = Journal::open(folder).unwrap();
         let frames: Vec<(&Record, bool)> = samples.iter().map(|record| (record, true)).collect();
-        journal.append(&mut None, "a", &frames).unwrap();
+        append(&mut journal, &mut None, "a", &frames);
         journal.index(folder).unwrap();
         assert!(folder.join(index::NAME).exists());
         samples
@@ -493,7 +478,7 @@ mod tests {
         assert_eq!((journal.indexed, found), (300, 300));
         assert_eq!(journal.records().len(), 300);
         samples.push(sample("further"));
-        journal.append(&mut None, "b", &[(&samples[300], true)]).unwrap();
+        append(&mut journal, &mut None, "b", &[(&samples[300], true)]);
         let (journal, found) = hits(dir.path(), &samples);
         assert_eq!((journal.indexed, found), (300, 301));
     }
@@ -531,7 +516,7 @@ mod tests {
         let mut writer = None;
         for name in ["0", "1", "2"] {
             let record = sample(name);
-            mine.append(&mut writer, "run", &[(&record, true)]).unwrap();
+            append(&mut mine, &mut writer, "run", &[(&record, true)]);
             theirs.refresh().unwrap();
             assert_eq!(theirs.record(&record.key), Some(record.clone()));
             assert_eq!(mine.record(&record.key), Some(record));

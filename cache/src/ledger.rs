@@ -9,9 +9,9 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use crate::stat::Stamp;
-use crate::{Digest, Owner, Record, Result, StoreError};
+use crate::{Digest, Record, Result, StoreError};
 
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// One time that an instance was executed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,33 +26,6 @@ pub struct Execution {
     pub started_ms: u64,
     /// End, in milliseconds since 1970.
     pub finished_ms: u64,
-}
-
-/// One call of `siteline run`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunRow {
-    /// Its id, which sorts by time.
-    pub id: String,
-    /// The manifest's name.
-    pub manifest: String,
-    /// The arguments of the command.
-    pub command: String,
-    /// Start, in milliseconds since 1970.
-    pub started_ms: u64,
-    /// End, if it has ended.
-    pub finished_ms: Option<u64>,
-    /// `running`, `done`, `failed`, `cancelled`.
-    pub status: String,
-    /// The process that runs it.
-    pub owner: Option<Owner>,
-}
-
-impl RunRow {
-    /// Its status in a word, `killed` for one that ended without a word.
-    pub fn state(&self) -> &str {
-        let gone = || self.owner.as_ref().and_then(Owner::runs) == Some(false);
-        if self.finished_ms.is_none() && gone() { "killed" } else { &self.status }
-    }
 }
 
 pub(crate) struct Ledger {
@@ -102,7 +75,7 @@ impl Ledger {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
             let plain = Connection::open_with_flags(path, flags).and_then(|c| {
                 c.busy_timeout(Duration::from_secs(60))?;
-                c.query_row("SELECT count(*) FROM runs", [], |_| Ok(()))?;
+                c.query_row("SELECT count(*) FROM journals", [], |_| Ok(()))?;
                 Ok(c)
             });
             // In a folder that cannot be written SQLite cannot share a write-ahead log; nobody can be writing there either.
@@ -112,7 +85,7 @@ impl Ledger {
                     path.display().to_string().replace('%', "%25").replace('?', "%3f").replace('#', "%23")
                 );
                 Connection::open_with_flags(uri, flags).and_then(|c| {
-                    c.query_row("SELECT count(*) FROM runs", [], |_| Ok(()))?;
+                    c.query_row("SELECT count(*) FROM journals", [], |_| Ok(()))?;
                     Ok(c)
                 })
             });
@@ -193,48 +166,6 @@ impl Ledger {
             )?;
             let rows = statement.query_map([manifest], |row| {
                 Ok((row.get(0)?, (row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)?.max(0) as u64)))
-            })?;
-            rows.collect()
-        })
-    }
-
-    pub(crate) fn begin_run(&self, row: &RunRow) -> Result<()> {
-        let owner = row.owner.as_ref().map(|owner| serde_json::to_string(owner).expect("an owner is JSON"));
-        self.run(|c| {
-            c.execute(
-                "INSERT OR REPLACE INTO runs (id, manifest, command, started_ms, finished_ms, status, owner) VALUES (?1, ?2, ?3, ?4, NULL, ?5, ?6)",
-                params![row.id, row.manifest, row.command, row.started_ms as i64, row.status, owner],
-            )
-            .map(|_| ())
-        })
-    }
-
-    pub(crate) fn end_run(&self, id: &str, status: &str, finished_ms: u64) -> Result<()> {
-        self.run(|c| {
-            c.execute(
-                "UPDATE runs SET status = ?2, finished_ms = ?3 WHERE id = ?1",
-                params![id, status, finished_ms as i64],
-            )
-            .map(|_| ())
-        })
-    }
-
-    /// Runs, the latest first.
-    pub(crate) fn runs(&self) -> Result<Vec<RunRow>> {
-        self.run(|c| {
-            let mut statement = c.prepare(
-                "SELECT id, manifest, command, started_ms, finished_ms, status, owner FROM runs ORDER BY started_ms DESC, id DESC",
-            )?;
-            let rows = statement.query_map([], |row| {
-                Ok(RunRow {
-                    id: row.get(0)?,
-                    manifest: row.get(1)?,
-                    command: row.get(2)?,
-                    started_ms: row.get::<_, i64>(3)? as u64,
-                    finished_ms: row.get::<_, Option<i64>>(4)?.map(|n| n as u64),
-                    status: row.get(5)?,
-                    owner: row.get::<_, Option<String>>(6)?.and_then(|text| serde_json::from_str(&text).ok()),
-                })
             })?;
             rows.collect()
         })

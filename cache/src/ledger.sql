@@ -1,5 +1,5 @@
--- The ledger, version 2: an index of the records by instance, plus what records do not hold: runs and the stat cache.
--- History: 1, the first; 2, journals instead of a file for each record, outcomes in the runs' folders.
+-- The ledger, version 3: an index of the records by instance, and the stat cache.
+-- History: 1, the first; 2, journals instead of a file for each record, outcomes in the runs' folders; 3, runs there as well.
 DROP TABLE IF EXISTS run_instances;
 DROP TABLE IF EXISTS inputs;
 DROP TABLE IF EXISTS outputs;
@@ -21,15 +21,6 @@ CREATE INDEX executions_by_instance ON executions (manifest, instance, finished_
 -- Up to where each journal is in `executions`.
 CREATE TABLE IF NOT EXISTS journals (name TEXT PRIMARY KEY, length INTEGER NOT NULL) WITHOUT ROWID;
 DELETE FROM journals;
-CREATE TABLE runs (
-    id TEXT PRIMARY KEY,
-    manifest TEXT NOT NULL,
-    command TEXT NOT NULL,
-    started_ms INTEGER NOT NULL,
-    finished_ms INTEGER,
-    status TEXT NOT NULL,
-    owner TEXT
-);
 CREATE TABLE IF NOT EXISTS stat (
     path BLOB PRIMARY KEY,
     size INTEGER NOT NULL,
@@ -38,4 +29,4 @@ CREATE TABLE IF NOT EXISTS stat (
     inode INTEGER NOT NULL,
     digest TEXT NOT NULL
 ) WITHOUT ROWID;
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;

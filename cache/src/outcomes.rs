@@ -44,10 +44,9 @@ impl OutcomeWriter {
     /// # Errors
     /// A file that cannot be written.
     pub fn add(&mut self, outcome: &InstanceOutcome) -> Result<()> {
-        serde_json::to_writer(&mut self.file, outcome)
-            .map_err(std::io::Error::from)
-            .and_then(|()| self.file.write_all(b"\n"))
-            .map_err(StoreError::io("write", &self.path))
+        let mut line = serde_json::to_vec(outcome).expect("an outcome is JSON");
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(StoreError::io("write", &self.path))
     }
 
     /// Hands what was added to the system.

@@ -4,8 +4,8 @@
 //! objects/ab/cdef...     immutable bytes under their digest
 //! records/RUN.records    what ran under which key, and what came of it: a journal for each run
 //! records/index          a copy of what planning needs of them
-//! ledger.db              the index of the records by instance, the runs, the stat cache
-//! runs/ID/               manifest, logs, outcomes and events of one run
+//! ledger.db              the index of the records by instance, the stat cache
+//! runs/ID/               what was asked for, how it ended, manifest, logs, outcomes of one run
 //! leases/                who is at work on which key
 //! memo/                  results of parts, which stages keep for themselves
 //! resume/KEY/            checkpoints of work that was interrupted
@@ -24,10 +24,11 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, flock};
 use crate::claim::{ClaimOutcome, Leases, Owner};
 use crate::journal::Journal;
 use crate::layout::{self, Sharing};
-use crate::ledger::{Execution, Ledger, RunRow};
+use crate::ledger::{Execution, Ledger};
 use crate::object;
 use crate::outcomes::{InstanceOutcome, OutcomeWriter};
 use crate::record::{Hit, Output, Record};
+use crate::runs::{self, RunRow};
 use crate::stat::Stamp;
 use crate::{Digest, Result, StoreError};
 
@@ -300,14 +301,14 @@ impl Store {
         self.ledger.durations(manifest)
     }
 
-    /// Starts a run: its row in the ledger and its folder, where what becomes of its instances is written as it happens.
+    /// Starts a run: its folder, where what becomes of its instances is written as it happens.
     ///
     /// # Errors
     /// A store that cannot be written.
     pub fn begin_run(&self, row: &RunRow) -> Result<OutcomeWriter> {
-        self.ledger.begin_run(row)?;
         let folder = self.run_folder(&row.id);
         layout::make_folder(&folder, layout::is_shared(&self.root))?;
+        runs::write(&folder, row)?;
         OutcomeWriter::create(&folder)
     }
 
@@ -327,17 +328,17 @@ impl Store {
             tracing::warn!("{e}");
         }
         crate::sync_point::reach("before-end");
-        self.ledger.end_run(id, status, finished_ms)?;
+        let folder = self.run_folder(id);
+        if let Some(row) = runs::read(&folder) {
+            runs::write(&folder, &RunRow { status: status.to_owned(), finished_ms: Some(finished_ms), ..row })?;
+        }
         crate::sync_point::reach("after-end");
         Ok(())
     }
 
     /// Runs, the latest first.
-    ///
-    /// # Errors
-    /// A ledger that cannot be read.
-    pub fn runs(&self) -> Result<Vec<RunRow>> {
-        self.ledger.runs()
+    pub fn runs(&self) -> Vec<RunRow> {
+        runs::all(&self.root.join("runs"))
     }
 
     /// What became of the instances of a run, as far as it got.

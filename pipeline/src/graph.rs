@@ -44,6 +44,13 @@ pub struct Gathered {
     pub nodes: Arc<[NodeIndex]>,
 }
 
+impl Gathered {
+    /// Whether other instances read the same list.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.nodes) > 1
+    }
+}
+
 /// All instances and their joins.
 #[derive(Debug)]
 pub struct Graph {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use fixedbitset::FixedBitSet;
 use petgraph::graph::NodeIndex;
 
 use crate::diagnostic::Diagnostic;
@@ -18,22 +19,50 @@ fn is_oracle(kinds: &[StageKind], graph: &Graph, reader: NodeIndex, input: &str)
     kind.inputs.iter().any(|spec| spec.name == input && spec.role == Role::Oracle)
 }
 
-/// The sites whose raw files reached each instance, by node index, other than by an oracle.
-pub fn sites(loaded: &Loaded, graph: &Graph) -> Vec<BTreeSet<String>> {
-    let mut reached: Vec<BTreeSet<String>> = vec![BTreeSet::new(); graph.dag.node_count()];
+/// The sites whose raw files reached each instance, other than by an oracle.
+pub struct Reached {
+    names: Vec<String>,
+    /// By node index, places among the names.
+    sites: Vec<FixedBitSet>,
+}
+
+impl Reached {
+    /// The sites that reached any of some instances.
+    pub fn of<'n>(&self, nodes: impl IntoIterator<Item = &'n NodeIndex>) -> BTreeSet<String> {
+        let mut all = FixedBitSet::new();
+        nodes.into_iter().for_each(|node| all.union_with(&self.sites[node.index()]));
+        all.ones().map(|place| self.names[place].clone()).collect()
+    }
+
+    fn has(&self, node: NodeIndex, site: &str) -> bool {
+        self.sites[node.index()].ones().any(|place| self.names[place] == site)
+    }
+}
+
+/// Follows the sites from their raw files through the graph.
+pub fn sites(loaded: &Loaded, graph: &Graph) -> Reached {
+    let names: Vec<String> = loaded.manifest.sites.keys().cloned().collect();
+    let mut sites = vec![FixedBitSet::new(); graph.dag.node_count()];
+    let reads_site = |kind: &StageKind| kind.sources.iter().any(|source| source.from == SourceFrom::Site);
+    if !loaded.kinds.iter().any(reads_site) {
+        return Reached { names, sites };
+    }
     for node in &graph.order {
         let instance = &graph.dag[*node];
-        let mut sites: BTreeSet<String> = graph
-            .reads(*node)
-            .filter(|(input, _)| !is_oracle(&loaded.kinds, graph, *node, input))
-            .flat_map(|(_, needed)| reached[needed.index()].clone())
-            .collect();
-        if loaded.kinds[instance.kind].sources.iter().any(|source| source.from == SourceFrom::Site) {
-            sites.extend(instance.point.get("site").cloned());
+        let mut reached = FixedBitSet::with_capacity(names.len());
+        for (input, needed) in graph.reads(*node) {
+            if !is_oracle(&loaded.kinds, graph, *node, input) {
+                reached.union_with(&sites[needed.index()]);
+            }
         }
-        reached[node.index()] = sites;
+        if reads_site(&loaded.kinds[instance.kind])
+            && let Some(place) = instance.point.get("site").and_then(|site| names.iter().position(|name| name == site))
+        {
+            reached.insert(place);
+        }
+        sites[node.index()] = reached;
     }
-    reached
+    Reached { names, sites }
 }
 
 /// The two sides of a score: instances that flowed into the model, and instances that it is scored on.
@@ -80,10 +109,7 @@ pub fn check_sites(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
         if instance.in_domain {
             continue;
         }
-        let of = |nodes: &BTreeSet<NodeIndex>| -> BTreeSet<String> {
-            nodes.iter().flat_map(|n| reached[n.index()].iter().cloned()).collect()
-        };
-        let (trained, scored) = (of(&sides.trained), of(&sides.scored));
+        let (trained, scored) = (reached.of(&sides.trained), reached.of(&sides.scored));
         let Some(site) = trained.intersection(&scored).next() else { continue };
         let path = leak_path(&loaded.kinds, graph, sides.scorer, site, &reached);
         by_stage
@@ -116,16 +142,10 @@ pub fn check_sites(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
 }
 
 /// From the scorer through the model back to the raw files of `site`.
-fn leak_path(
-    kinds: &[StageKind],
-    graph: &Graph,
-    scorer: NodeIndex,
-    site: &str,
-    reached: &[BTreeSet<String>],
-) -> Vec<NodeIndex> {
+fn leak_path(kinds: &[StageKind], graph: &Graph, scorer: NodeIndex, site: &str, reached: &Reached) -> Vec<NodeIndex> {
     let kind = &kinds[graph.dag[scorer].kind];
     let is_model = |input: &str| kind.inputs.iter().any(|spec| spec.name == input && spec.role == Role::Model);
-    let carries = |node: &NodeIndex| reached[node.index()].contains(site);
+    let carries = |node: &NodeIndex| reached.has(*node, site);
     let mut path = vec![scorer];
     let mut next = graph.reads(scorer).filter(|(i, _)| is_model(i)).map(|(_, n)| n).find(carries);
     while let Some(node) = next {

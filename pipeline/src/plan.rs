@@ -1,10 +1,11 @@
 //! The plan: every instance of the sweep, and whether it is cached, must run, or waits for one that runs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use petgraph::graph::NodeIndex;
 use rayon::prelude::*;
+use rustc_hash::FxHashMap;
 use siteline_cache::{Digest, Hit, Output, RecordInput, Store};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
@@ -82,7 +83,7 @@ pub struct Planner<'a> {
     /// Those that run again whatever the store has.
     pub forced: BTreeSet<NodeIndex>,
     sources: Sources<'a>,
-    recipes: HashMap<RecipeId, Known>,
+    recipes: FxHashMap<RecipeId, Known>,
 }
 
 /// What is planned for each instance.
@@ -120,7 +121,7 @@ impl<'a> Planner<'a> {
         }
         let (selected, forced) = selection.choose(loaded, &graph)?;
         let sources = Sources::new(loaded, store);
-        Ok(Self { loaded, store, graph, selected, forced, sources, recipes: HashMap::new() })
+        Ok(Self { loaded, store, graph, selected, forced, sources, recipes: FxHashMap::default() })
     }
 
     /// The kind of an instance.
@@ -158,25 +159,34 @@ impl<'a> Planner<'a> {
         if found.is_empty() { Ok(Plan { states }) } else { Err(Diagnostics { list: found }) }
     }
 
-    /// The digests of the groups of files that some instances read, each worked out once.
+    /// The digests of the groups of files that several instances read, each worked out once.
     fn groups<'h>(
         &self,
         nodes: &[NodeIndex],
         hit: &(impl Fn(NodeIndex) -> &'h Hit + Sync),
-    ) -> HashMap<GroupId, Option<Digest>> {
-        let mut wanted: HashMap<GroupId, (&InputSpec, &Gathered)> = HashMap::new();
+    ) -> FxHashMap<GroupId, Option<Digest>> {
+        let mut wanted: FxHashMap<GroupId, (&InputSpec, &Gathered)> = FxHashMap::default();
         for node in nodes {
-            for gathered in self.graph.gathered(*node) {
+            for gathered in self.graph.gathered(*node).iter().filter(|gathered| gathered.is_shared()) {
                 let (id, spec) = self.group_id(*node, gathered);
                 wanted.entry(id).or_insert((spec, gathered));
             }
         }
         let digest = |(id, (spec, gathered)): (GroupId, (&InputSpec, &Gathered))| {
-            let files = gathered.nodes.iter().flat_map(|needed| self.made(spec, *needed, hit));
-            (id, Group::new(&spec.name, true, files.collect()).map(|group| group.digest))
+            (id, self.group(spec, gathered, hit).map(|group| group.digest))
         };
         let wanted: Vec<_> = wanted.into_iter().collect();
         wanted.into_par_iter().with_min_len(32).map(digest).collect()
+    }
+
+    fn group<'s, 'h: 's>(
+        &'s self,
+        spec: &'s InputSpec,
+        gathered: &Gathered,
+        hit: &impl Fn(NodeIndex) -> &'h Hit,
+    ) -> Option<Group<'s>> {
+        let files = gathered.nodes.iter().flat_map(|needed| self.made(spec, *needed, hit));
+        Group::new(&spec.name, true, files.collect())
     }
 
     fn group_id(&self, node: NodeIndex, gathered: &Gathered) -> (GroupId, &InputSpec) {
@@ -226,8 +236,11 @@ impl<'a> Planner<'a> {
         let known = self.groups(nodes, &hit);
         let key = |node: &NodeIndex| {
             let gathered = self.graph.gathered(*node).iter().filter_map(|gathered| {
-                let digest = known[&self.group_id(*node, gathered).0]?;
-                Some(Group { input: &gathered.input, made: true, digest })
+                let (id, spec) = self.group_id(*node, gathered);
+                match known.get(&id) {
+                    Some(digest) => digest.map(|digest| Group { input: &gathered.input, made: true, digest }),
+                    None => self.group(spec, gathered, &hit),
+                }
             });
             let raw = self.raw(*node).filter_map(|(name, files)| Group::new(name, false, files));
             key::key_of(&self.recipes[&self.recipe_id(*node)].1, gathered.chain(raw).collect())

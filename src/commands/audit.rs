@@ -47,9 +47,8 @@ impl Audit {
             }
         }
         let side = |nodes: &BTreeSet<NodeIndex>| {
-            let mut side = Side::default();
+            let mut side = Side { sites: sites.of(nodes), ..Side::default() };
             for node in nodes {
-                side.sites.extend(sites[node.index()].iter().cloned());
                 match identities.get(node) {
                     Some(known) => {
                         side.images += known.samples.len();

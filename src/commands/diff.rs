@@ -32,7 +32,7 @@ impl Diff {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
         let name = &project.loaded.manifest.name;
-        let runs: Vec<RunRow> = project.store.runs()?.into_iter().filter(|run| run.manifest == *name).collect();
+        let runs: Vec<RunRow> = project.store.runs().into_iter().filter(|run| run.manifest == *name).collect();
         let (before, after) = (find(&runs, &self.before)?, find(&runs, &self.after)?);
         println!("before  {} ({}): {}", before.id, before.state(), before.command);
         println!("after   {} ({}): {}", after.id, after.state(), after.command);

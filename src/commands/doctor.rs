@@ -97,9 +97,7 @@ fn store(findings: &mut Findings, store: &Store) {
             format!("{} of processes that are gone: the next run takes them over", count(left, "lease")),
         );
     }
-    if let Ok(runs) = store.runs()
-        && let Some(run) = runs.iter().find(|run| run.state() == "killed")
-    {
+    if let Some(run) = store.runs().iter().find(|run| run.state() == "killed") {
         findings.note("runs", format!("{} was killed; the next run goes on from there", run.id));
     }
 }

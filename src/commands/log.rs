@@ -30,7 +30,7 @@ impl Log {
         let node = find_instance(&planner, &self.instance)?;
         let name = &planner.graph.dag[node].name;
         let manifest = &project.loaded.manifest.name;
-        for run in project.store.runs()?.into_iter().filter(|run| run.manifest == *manifest) {
+        for run in project.store.runs().into_iter().filter(|run| run.manifest == *manifest) {
             // Found by its name, so that the log of a run that goes on, was killed or moved is found as well.
             let path = project.store.run_folder(&run.id).join(siteline_pipeline::run::log_name(name));
             if !path.exists() {

@@ -22,7 +22,7 @@ impl Status {
         let plan = planner.plan()?;
         print!("{}", plan::by_stage(&planner, &plan));
         let name = &project.loaded.manifest.name;
-        let runs: Vec<_> = project.store.runs()?.into_iter().filter(|run| run.manifest == *name).collect();
+        let runs: Vec<_> = project.store.runs().into_iter().filter(|run| run.manifest == *name).collect();
         match runs.first() {
             None => println!("\n`{name}` was never run."),
             Some(last) => {

@@ -1,12 +1,13 @@
 //! Writing journals: by the run that owns one, and anew by `gc`.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::{ENDING, index};
-use crate::record::HEADING;
+use crate::record::{DIFFERS, HEADING, Heading};
 use crate::{Record, Result, StoreError};
 
 /// A journal that is being written. The lock on it tells others that it may grow, and ends with this process.
@@ -23,6 +24,28 @@ impl Writer {
 
     pub(crate) fn length(&self) -> u64 {
         self.length
+    }
+
+    /// Appends frames and syncs them. Returns the headings of those that may be used, each with the place of its body.
+    pub(crate) fn append(&mut self, frames: &[(&Record, bool)]) -> Result<Vec<(Heading, u64)>> {
+        let mut bytes = Vec::new();
+        let mut found = Vec::new();
+        for (record, used) in frames {
+            let frame = record.to_frame(if *used { HEADING } else { DIFFERS });
+            let line = frame.iter().position(|b| *b == b'\n').expect("a frame has a heading");
+            let (heading, _) = Heading::parse(&frame[..line]).expect("it was just written");
+            if *used {
+                found.push((heading, self.length + (bytes.len() + line + 1) as u64));
+            }
+            bytes.extend_from_slice(&frame);
+        }
+        if let Err(e) = self.file.write_all(&bytes).and_then(|()| self.file.sync_data()) {
+            // What was written of it is cut off, so that a later group does not stand behind a torn one.
+            let _ = self.file.set_len(self.length);
+            return Err(StoreError::io("write", Path::new(&self.name))(e));
+        }
+        self.length += bytes.len() as u64;
+        Ok(found)
     }
 
     pub(super) fn create(folder: &Path, run: &str) -> Result<Self> {

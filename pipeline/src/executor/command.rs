@@ -164,7 +164,8 @@ impl Job {
         let ended = Pid::from_raw(pid as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let mut log = Log::new(self);
         let mut output = Some(File::from(output));
-        let mut buffer = vec![0; 1 << 16];
+        // Most commands print little, and a large buffer is zeroed for each of them.
+        let mut buffer = [0; 4 << 10];
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {

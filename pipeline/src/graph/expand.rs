@@ -111,6 +111,9 @@ impl<'a> Builder<'a> {
         let stages: Vec<(&'a str, &'a Stage)> =
             self.loaded.manifest.stages.iter().map(|(name, stage)| (name.as_str(), stage)).collect();
         let made: Vec<_> = stages.par_iter().map(|(name, stage)| self.instances_of(name, stage)).collect();
+        let count = made.iter().flatten().map(Vec::len).sum();
+        self.dag.reserve_exact_nodes(count);
+        self.reads.reserve_exact(count);
         for ((name, stage), made) in stages.into_iter().zip(made) {
             match made {
                 Err(diagnostic) => self.found.push(diagnostic),
@@ -141,8 +144,9 @@ impl<'a> Builder<'a> {
             stage.resources.clone().unwrap_or_else(|| loaded.kinds[kind].resources.clone()).into();
         let repeats = stage.per.iter().position(|axis| axis == REPEATS);
         let mut params = Params::new(loaded, name, stage, &loaded.kinds[kind]);
-        let mut made = Vec::new();
-        for places in self.points(stage) {
+        let points = self.points(stage);
+        let mut made = Vec::with_capacity(points.len());
+        for places in points {
             let labels: Vec<&str> = stage
                 .per
                 .iter()
