@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use rayon::prelude::*;
 use siteline_cache::{Digest, Output, Store};
 
 use super::Failure;
@@ -237,13 +238,19 @@ impl Workshop {
                 let id = |input: &Input| (input.gathered.clone().unwrap_or_default(), input.key);
                 self.known(group.iter().map(id).collect(), || {
                     let path = self.fresh("several")?;
-                    let mut parts = Vec::with_capacity(group.len());
+                    let (mut parts, mut folders) = (Vec::new(), Vec::new());
                     for input in group {
-                        let part = self.artifact(input)?;
-                        part.show(&path.join(input.gathered.as_deref().unwrap_or("all")), IN_VIEW)?;
-                        parts.push(part);
+                        let place = path.join(input.gathered.as_deref().unwrap_or("all"));
+                        if input.shared {
+                            let part = self.artifact(input)?;
+                            part.show(&place, IN_VIEW)?;
+                            parts.push(part);
+                        } else {
+                            folders.extend(self.link_files(&input.files, &place)?);
+                            folders.push(place);
+                        }
                     }
-                    seal(path, Vec::new(), parts)
+                    seal(path, folders, parts)
                 })
             }
         }
@@ -344,18 +351,22 @@ fn seal(path: PathBuf, mut folders: Vec<PathBuf>, parts: Vec<Arc<View>>) -> io::
 
 impl Drop for Workshop {
     fn drop(&mut self) {
-        // Folders that cannot be written cannot be emptied either.
-        for entry in fs::read_dir(self.root.path()).into_iter().flatten().flatten() {
-            open_up(&entry.path());
-        }
+        remove(self.root.path());
     }
 }
 
-fn open_up(folder: &Path) {
-    if fs::symlink_metadata(folder).is_ok_and(|meta| meta.is_dir()) {
-        let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
-        fs::read_dir(folder).into_iter().flatten().flatten().for_each(|entry| open_up(&entry.path()));
-    }
+/// Removes a folder, its parts side by side: a table's inputs are thousands of folders.
+fn remove(folder: &Path) {
+    // A folder that cannot be written cannot be emptied either.
+    let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
+    let entries: Vec<_> = fs::read_dir(folder).into_iter().flatten().flatten().collect();
+    entries.par_iter().with_min_len(16).for_each(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => remove(&entry.path()),
+        _ => {
+            let _ = fs::remove_file(entry.path());
+        }
+    });
+    let _ = fs::remove_dir(folder);
 }
 
 /// The files of the declared outputs, relative to the directory.
