@@ -18,27 +18,25 @@ pub struct Partial {
     metric: String,
     columns: Vec<String>,
     rows: BTreeMap<String, BTreeMap<String, Cell>>,
-    /// Scores that are in, and all.
-    pub there: usize,
-    /// Scores in all.
-    pub all: usize,
+    /// The row and the column of each instance that scores.
+    places: BTreeMap<String, (String, String)>,
 }
 
+/// Scores by instance, and why others are not there.
 #[derive(Default)]
 struct Cell {
-    values: Vec<f64>,
-    planned: usize,
-    causes: BTreeSet<&'static str>,
+    values: BTreeMap<String, f64>,
+    missing: BTreeMap<String, &'static str>,
 }
 
 impl Partial {
     /// The table of what a plan has; `outcomes` tells what became of the rest in the last run. `None` where the sweep scores nothing.
     pub fn of(planner: &Planner, plan: &Plan, store: &Store, outcomes: &[InstanceOutcome]) -> Option<Self> {
-        let scorers: Vec<NodeIndex> =
-            planner.graph.order.iter().copied().filter(|node| scores(planner, *node)).collect();
+        let scorers = planner.graph.order.iter().copied().filter(|node| scores(planner, *node));
         let outcome: BTreeMap<&str, &str> =
             outcomes.iter().map(|outcome| (outcome.instance.as_str(), outcome.outcome.as_str())).collect();
-        let mut table = Self { metric: String::new(), columns: Vec::new(), rows: BTreeMap::new(), there: 0, all: 0 };
+        let mut table =
+            Self { metric: String::new(), columns: Vec::new(), rows: BTreeMap::new(), places: BTreeMap::new() };
         for node in scorers {
             let instance = &planner.graph.dag[node];
             let column = instance.point.get(COLUMNS).cloned().unwrap_or_else(|| "all".to_owned());
@@ -51,36 +49,55 @@ impl Partial {
                 .filter(|(axis, _)| ![COLUMNS, OVER].contains(&axis.as_str()))
                 .map(|(_, value)| value.as_str())
                 .collect();
-            let cell = table.rows.entry(row.join(" ")).or_default().entry(column).or_default();
-            cell.planned += 1;
-            table.all += 1;
-            let metrics = match plan.state(node) {
-                State::Cached(hit) => store.record(&hit.key).map(|record| record.metrics),
-                _ => None,
-            };
-            let found = metrics.and_then(|metrics| {
-                if table.metric.is_empty() {
-                    table.metric = chosen(&metrics)?;
-                }
-                metrics.get(&table.metric).copied()
-            });
-            match found {
-                Some(value) => {
-                    cell.values.push(value);
-                    table.there += 1;
-                }
-                None => {
-                    cell.causes.insert(cause(plan.state(node), outcome.get(instance.name.as_str()).copied()));
-                }
+            table.places.insert(instance.name.clone(), (row.join(" "), column));
+            table.lacks(&instance.name, cause(plan.state(node), outcome.get(instance.name.as_str()).copied()));
+            if let State::Cached(hit) = plan.state(node)
+                && let Some(record) = store.record(&hit.key)
+            {
+                table.scored(&instance.name, &record.metrics);
             }
         }
-        (table.all > 0).then_some(table)
+        (!table.places.is_empty()).then_some(table)
+    }
+
+    fn cell(&mut self, instance: &str) -> Option<&mut Cell> {
+        let (row, column) = self.places.get(instance)?.clone();
+        Some(self.rows.entry(row).or_default().entry(column).or_default())
+    }
+
+    /// Says why an instance's score is not there.
+    pub fn lacks(&mut self, instance: &str, cause: &'static str) {
+        if let Some(cell) = self.cell(instance) {
+            cell.missing.insert(instance.to_owned(), cause);
+        }
+    }
+
+    /// Takes in the metrics of an instance. Returns whether they are in the table.
+    pub fn scored(&mut self, instance: &str, metrics: &BTreeMap<String, f64>) -> bool {
+        if !self.places.contains_key(instance) {
+            return false;
+        }
+        if self.metric.is_empty() {
+            self.metric = chosen(metrics).unwrap_or_default();
+        }
+        let Some(value) = metrics.get(&self.metric).copied() else { return false };
+        let Some(cell) = self.cell(instance) else { return false };
+        cell.missing.remove(instance);
+        cell.values.insert(instance.to_owned(), value);
+        true
+    }
+
+    /// Scores that are in, and all.
+    pub fn count(&self) -> (usize, usize) {
+        let cells = self.rows.values().flat_map(BTreeMap::values);
+        (cells.map(|cell| cell.values.len()).sum(), self.places.len())
     }
 
     /// As text: means over the seeds that are in.
     pub fn text(&self) -> String {
         let name = if self.metric.is_empty() { "score" } else { &self.metric };
-        let mut text = format!("{name}, {} of {} scores are in\n", self.there, self.all);
+        let (there, all) = self.count();
+        let mut text = format!("{name}, {there} of {all} scores are in\n");
         let width = self.rows.keys().map(|row| row.chars().count()).max().unwrap_or(0).max(8);
         let cells = |row: &BTreeMap<String, Cell>| -> Vec<String> {
             self.columns.iter().map(|column| row.get(column).map_or("excluded".to_owned(), Cell::text)).collect()
@@ -100,12 +117,13 @@ impl Partial {
 impl Cell {
     fn text(&self) -> String {
         if self.values.is_empty() {
-            return self.causes.iter().copied().collect::<Vec<_>>().join("/");
+            let causes: BTreeSet<&str> = self.missing.values().copied().collect();
+            return causes.into_iter().collect::<Vec<_>>().join("/");
         }
-        let mean = self.values.iter().sum::<f64>() / self.values.len() as f64;
-        match self.values.len() == self.planned {
-            true => format!("{mean:.3}"),
-            false => format!("{mean:.3} ({}/{})", self.values.len(), self.planned),
+        let mean = self.values.values().sum::<f64>() / self.values.len() as f64;
+        match self.missing.len() {
+            0 => format!("{mean:.3}"),
+            missing => format!("{mean:.3} ({}/{})", self.values.len(), self.values.len() + missing),
         }
     }
 }

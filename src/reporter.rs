@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use siteline_pipeline::event::{Event, How};
 
+use crate::partial::Partial;
 use crate::project::Project;
 
 mod rows;
@@ -44,14 +45,14 @@ enum Screen {
 const BARS: usize = 8;
 
 impl Reporter {
-    /// For a run of a project.
-    pub fn new(look: Look, project: &Project) -> Self {
+    /// For a run of a project; `table` gives what there is of its table already.
+    pub fn new(look: Look, project: &Project, table: impl FnOnce() -> Option<Partial>) -> Self {
         let screen = match look {
             Look::Quiet => Screen::Quiet,
             Look::Json => Screen::Json,
             Look::Terminal if std::io::stderr().is_terminal() => {
                 let all = MultiProgress::new();
-                let rows = Box::new(Rows::new(&all, project));
+                let rows = Box::new(Rows::new(&all, project, table()));
                 Screen::Rows { all, rows, running: BTreeMap::new() }
             }
             _ => Screen::Plain { told: HashMap::new() },
@@ -86,7 +87,7 @@ impl Reporter {
             }
             Screen::Rows { all, rows, running } => {
                 rows.take(event);
-                draw(event, all, running);
+                draw(event, |bar| rows.above_table(all, bar), all, running);
                 let kept = matches!(
                     event,
                     Event::Failed { .. }
@@ -118,7 +119,7 @@ fn line(event: &Event) -> Option<String> {
             format!("{total} instances, {cached} cached, {slots} at a time")
         }
         Event::Started { instance } => format!("start   {instance}"),
-        Event::Finished { instance, how } => match how {
+        Event::Finished { instance, how, .. } => match how {
             How::Cached => return None,
             How::CutOff => format!("same    {instance} (what it reads came out as before)"),
             How::ByOtherRun => format!("found   {instance} (another run made it)"),
@@ -163,10 +164,15 @@ fn still_at_work(event: &Event, told: &mut HashMap<String, Instant>) -> Option<S
     Some(format!("        {instance}  {done}/{total} {unit}"))
 }
 
-fn draw(event: &Event, all: &MultiProgress, running: &mut BTreeMap<String, ProgressBar>) {
+fn draw(
+    event: &Event,
+    place: impl Fn(ProgressBar) -> ProgressBar,
+    all: &MultiProgress,
+    running: &mut BTreeMap<String, ProgressBar>,
+) {
     match event {
         Event::Started { instance } if running.len() < BARS => {
-            let bar = all.add(ProgressBar::new(0));
+            let bar = place(ProgressBar::new(0));
             bar.set_style(style("  {bar:20.green/dim} {wide_msg} {elapsed}"));
             bar.set_message(instance.clone());
             running.insert(instance.clone(), bar);

@@ -209,3 +209,25 @@ fn a_store_is_private_unless_its_user_shares_it() {
     space.executed(&["--shared-store"]);
     assert_eq!((mode(&space, ".siteline"), mode(&space, ".siteline/objects")), (0o2770, 0o2770));
 }
+
+/// On a terminal: stages as rows, and the table so far, which fills as scores come in.
+#[test]
+fn the_table_so_far_is_on_the_screen() {
+    let space = Space::fresh();
+    let run = space.command(&["run"]);
+    let words: Vec<String> = std::iter::once(run.get_program())
+        .chain(run.get_args())
+        .map(|word| format!("'{}'", word.to_string_lossy()))
+        .collect();
+    let screen = std::process::Command::new("script")
+        .args(["-qec", &words.join(" "), "/dev/null"])
+        .current_dir(space.root())
+        .env("TERM", "xterm")
+        .output();
+    let Ok(screen) = screen else { return crate::space::skipped("there is no `script` to make a terminal with") };
+    let text = String::from_utf8_lossy(&screen.stdout);
+    assert!(screen.status.success(), "{text}");
+    for words in ["score, 0 of 6 scores are in", "mean dice, 6 of 6 scores are in", "instances", "train "] {
+        assert!(text.contains(words), "no `{words}` in\n{text}");
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! As JSON (`siteline run --json`) each is one line, an object with `event` and the fields given here.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -59,6 +60,9 @@ pub enum Event {
         instance: String,
         /// How it came by it.
         how: How,
+        /// Numbers that it reported; nothing of instances that were cached when the run began.
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        metrics: BTreeMap<String, f64>,
     },
     /// An attempt failed, and another will be made.
     Retries {

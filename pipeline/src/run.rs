@@ -33,6 +33,7 @@ use crate::schedule::{Held, Phase, Pool, Schedule};
 
 mod finish;
 mod guard;
+mod heartbeat;
 mod listen;
 mod names;
 mod start;
@@ -70,8 +71,6 @@ pub enum RunError {
 
 /// How often to look at keys that another run computes, at the stop flag, at deadlines.
 const TICK: Duration = Duration::from_millis(100);
-/// How often leases are renewed.
-const HEARTBEAT: Duration = Duration::from_secs(20);
 
 /// Carries out a plan. Returns what came of it, and the states of the instances afterwards.
 ///
@@ -121,6 +120,7 @@ pub fn run(
         gate: Arc::new(Gate::new(settings.jobs)),
         workshop: None,
         watcher: None,
+        heartbeat: None,
         committer: None,
         sender,
         messages,
@@ -141,7 +141,6 @@ pub fn run(
         settings,
         stop,
         tell,
-        last_heartbeat: Instant::now(),
         last_look: Instant::now(),
     };
     let result = driver.carry_out(&plan);
@@ -214,6 +213,7 @@ struct Driver<'r, 'p, 'g> {
     workshop: Option<Arc<Workshop>>,
     /// Started with the first instance that runs.
     watcher: Option<Watcher>,
+    heartbeat: Option<heartbeat::Heartbeat>,
     committer: Option<Committer>,
     sender: Sender<Message>,
     messages: Receiver<Message>,
@@ -238,7 +238,6 @@ struct Driver<'r, 'p, 'g> {
     settings: &'r Settings,
     stop: &'r AtomicBool,
     tell: &'r mut dyn FnMut(Event),
-    last_heartbeat: Instant,
     last_look: Instant,
 }
 
@@ -290,7 +289,7 @@ impl Driver<'_, '_, '_> {
         Ok(())
     }
 
-    /// What is due now and then: deadlines, leases.
+    /// What is due now and then: deadlines.
     fn look_around(&mut self) -> Result<(), StoreError> {
         if self.last_look.elapsed() < TICK {
             return Ok(());
@@ -303,10 +302,6 @@ impl Driver<'_, '_, '_> {
                     Some(format!("it took longer than {:.0} s and was ended", job.started.elapsed().as_secs_f64()));
                 self.workers.kill_one(worker);
             }
-        }
-        if self.last_heartbeat.elapsed() > HEARTBEAT {
-            self.last_heartbeat = Instant::now();
-            self.store.renew_leases()?;
         }
         Ok(())
     }
@@ -397,7 +392,9 @@ impl Driver<'_, '_, '_> {
         let name = self.name(node);
         self.summary.cached += 1;
         self.note(name.clone(), "cached", Some(hit.key), None)?;
-        (self.tell)(Event::Finished { instance: name, how });
+        let record = if how == How::Cached { None } else { self.store.record(&hit.key) };
+        let metrics = record.map(|record| record.metrics).unwrap_or_default();
+        (self.tell)(Event::Finished { instance: name, how, metrics });
         self.available(node, hit)
     }
 

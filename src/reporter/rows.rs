@@ -8,6 +8,7 @@ use indicatif::{MultiProgress, ProgressBar};
 use siteline_pipeline::event::{Event, How};
 
 use super::style;
+use crate::partial::Partial;
 use crate::project::Project;
 
 /// One stage.
@@ -55,13 +56,17 @@ pub struct Rows {
     slots: usize,
     drawn: Instant,
     load: Load,
+    table: Option<Partial>,
+    /// Below all else: the table so far.
+    table_bar: ProgressBar,
 }
 
 /// Between two drawings.
 const EVERY: Duration = Duration::from_millis(120);
 
 impl Rows {
-    pub fn new(all: &MultiProgress, project: &Project) -> Self {
+    /// `table` is what the sweep has of its table when the run begins.
+    pub fn new(all: &MultiProgress, project: &Project, table: Option<Partial>) -> Self {
         let earlier = project.store.durations(&project.loaded.manifest.name).unwrap_or_default();
         let counts = project.graph.by_stage();
         let mut rows = BTreeMap::new();
@@ -78,7 +83,12 @@ impl Rows {
         foot.set_style(style("{bar:18.green/dim} {pos} of {len} instances  {elapsed}  {wide_msg}"));
         foot.enable_steady_tick(Duration::from_millis(250));
         let width = order.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-        Self { rows, order, width, foot, slots: 1, drawn: Instant::now(), load: Load::default() }
+        let table_bar = all.add(ProgressBar::new(0));
+        table_bar.set_style(style("{msg}"));
+        let rows =
+            Self { rows, order, width, foot, slots: 1, drawn: Instant::now(), load: Load::default(), table, table_bar };
+        rows.draw_table();
+        rows
     }
 
     pub fn take(&mut self, event: &Event) {
@@ -88,8 +98,11 @@ impl Rows {
                 self.slots = *slots;
             }
             Event::Started { instance } => self.row(instance).running += 1,
-            Event::Finished { instance, how } => {
+            Event::Finished { instance, how, metrics } => {
                 self.foot.inc(1);
+                if self.table.as_mut().is_some_and(|table| table.scored(instance, metrics)) {
+                    self.draw_table();
+                }
                 let row = self.row(instance);
                 match how {
                     How::Executed(took) => {
@@ -105,6 +118,7 @@ impl Rows {
                 let row = self.row(instance);
                 row.running = row.running.saturating_sub(1);
                 row.failed += 1;
+                self.lacks(instance, "failed");
             }
             Event::Retries { instance, .. } => {
                 let row = self.row(instance);
@@ -113,12 +127,38 @@ impl Rows {
             Event::Blocked { instance, .. } => {
                 self.foot.inc(1);
                 self.row(instance).blocked += 1;
+                self.lacks(instance, "blocked");
             }
             _ => {}
         }
         if self.drawn.elapsed() > EVERY {
             self.draw();
         }
+    }
+
+    /// Puts a bar between the stages and the table.
+    pub fn above_table(&self, all: &MultiProgress, bar: ProgressBar) -> ProgressBar {
+        all.insert_before(&self.table_bar, bar)
+    }
+
+    fn lacks(&mut self, instance: &str, cause: &'static str) {
+        if let Some(table) = &mut self.table {
+            table.lacks(instance, cause);
+            self.draw_table();
+        }
+    }
+
+    /// As much of the table so far as the screen has room for.
+    fn draw_table(&self) {
+        let Some(table) = &self.table else { return };
+        let text = table.text();
+        let used = self.order.len() + super::BARS + 3;
+        let room = usize::from(screen_height()).saturating_sub(used).max(1);
+        let mut lines: Vec<&str> = text.lines().take(room).collect();
+        if lines.len() < 3 {
+            lines.truncate(1);
+        }
+        self.table_bar.set_message(lines.join("\n"));
     }
 
     fn row(&mut self, instance: &str) -> &mut Row {
@@ -149,7 +189,12 @@ impl Rows {
         self.draw();
         self.rows.values().filter_map(|row| row.bar.as_ref()).for_each(ProgressBar::finish_and_clear);
         self.foot.finish_and_clear();
+        self.table_bar.finish_and_clear();
     }
+}
+
+fn screen_height() -> u16 {
+    rustix::termios::tcgetwinsize(std::io::stderr()).map_or(24, |size| size.ws_row)
 }
 
 fn short(time: Duration) -> String {

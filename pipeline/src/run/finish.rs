@@ -114,7 +114,11 @@ impl Driver<'_, '_, '_> {
         }
         self.summary.executed.push(name.clone());
         self.note(name.clone(), "executed", Some(committed.record.key), None)?;
-        (self.tell)(Event::Finished { instance: name, how: How::Executed(waited.took) });
+        (self.tell)(Event::Finished {
+            instance: name,
+            how: How::Executed(waited.took),
+            metrics: committed.record.metrics.clone(),
+        });
         Ok(())
     }
 }
