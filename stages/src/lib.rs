@@ -15,5 +15,6 @@ pub mod model;
 pub mod optimiser;
 pub mod resume;
 pub mod runtime;
+pub mod sampler;
 pub mod segmenter;
 pub mod trainer;

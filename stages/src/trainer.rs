@@ -2,9 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -17,6 +14,7 @@ use crate::method::{MethodName, mcdrl};
 use crate::metric::Counts;
 use crate::optimiser::AdamW;
 use crate::resume::Checkpoints;
+use crate::sampler::{OrderState, Sampler};
 use crate::segmenter::Segmenter;
 
 /// Which epoch's weights are kept.
@@ -125,14 +123,18 @@ pub struct EpochRow {
     pub validation_dice: Option<f64>,
 }
 
-/// Where training stands behind an epoch, tensors left out.
+/// Where training stands, tensors left out.
 #[derive(Serialize, Deserialize)]
 struct Progress {
     epoch: usize,
+    /// Steps of that epoch that are done, and their losses.
+    step: usize,
+    sums: Sums,
+    /// Steps of each variable.
     steps: BTreeMap<String, i32>,
     rows: Vec<EpochRow>,
-    /// Score and epoch of the weights that would be kept.
-    best: (f64, usize),
+    /// Score and epoch of the weights that would be kept; none within the first epoch.
+    best: Option<(f64, usize)>,
     orders: Vec<OrderState>,
 }
 
@@ -148,39 +150,26 @@ pub fn train(
     checkpoints: &mut Checkpoints,
     tell: &dyn Fn(usize, Option<&EpochRow>),
 ) -> Result<(Vec<EpochRow>, usize)> {
-    let mut sampler = Sampler::new(params, sites)?;
     let labels = sites.iter().map(|site| labels(model, site)).collect::<Result<Vec<_>>>()?;
-    let mut optimiser = AdamW::new(&model.store, params.weight_decay);
-    let mut rows: Vec<EpochRow> = Vec::new();
-    let mut best: Option<(f64, usize, Tensors)> = None;
-    if let Some((progress, tensors)) = checkpoints.last::<Progress>()
-        && let Some(weights) = go_on(model, &mut optimiser, &mut sampler, &progress, tensors)
-    {
-        tell(progress.epoch, None);
-        best = Some((progress.best.0, progress.best.1, weights));
-        rows = progress.rows;
-        model.method.trained_until(progress.epoch);
-    }
-    for epoch in rows.len() + 1..=params.epochs {
-        let sums = one_epoch(model, params, sites, &labels, &mut sampler, &mut optimiser, epoch)?;
-        model.method.trained_until(epoch);
-        let validation_dice = validate(model, sites);
-        let row = sums.row(epoch, sampler.steps_per_epoch(), validation_dice);
+    let mut training = Training {
+        sampler: Sampler::new(params, sites)?,
+        optimiser: AdamW::new(&model.store, params.weight_decay),
+        rows: Vec::new(),
+        best: None,
+        model,
+        params,
+        sites,
+        labels,
+        checkpoints,
+    };
+    let (mut step, mut sums) = training.go_on(tell);
+    for epoch in training.rows.len() + 1..=params.epochs {
+        training.epoch(epoch, std::mem::take(&mut step), &mut sums)?;
+        let row = training.end_epoch(epoch, &std::mem::take(&mut sums));
         tell(epoch, Some(&row));
-        rows.push(row);
-        let selects = params.kept_epoch == KeptEpoch::BestValidation && validation_dice.is_some();
-        let score = if selects { validation_dice.unwrap_or(0.0) } else { epoch as f64 };
-        if best.as_ref().is_none_or(|(top, ..)| score > *top) {
-            best = Some((score, epoch, copy_of(model)));
-        }
-        if let (true, Some((top, at, weights))) = (checkpoints.is_due() && epoch < params.epochs, &best) {
-            let (mut tensors, steps) = optimiser.state();
-            tensors.extend(copy_of(model).into_iter().map(|(name, tensor)| (format!("now.{name}"), tensor)));
-            tensors.extend(weights.iter().map(|(name, tensor)| (format!("best.{name}"), tensor.shallow_clone())));
-            let progress = Progress { epoch, steps, rows: rows.clone(), best: (*top, *at), orders: sampler.state() };
-            checkpoints.keep(&progress, &tensors)?;
-        }
+        training.checkpoint(epoch + 1, 0, &sums)?;
     }
+    let (rows, best) = (training.rows, training.best);
     let (_, epoch, weights) = best.ok_or_else(|| StageError::Request("`epochs` must be at least 1".into()))?;
     checkpoint::fill(&mut model.store, &weights, std::path::Path::new("the selected weights"))?;
     model.config.epoch = epoch;
@@ -188,66 +177,119 @@ pub fn train(
     Ok((rows, epoch))
 }
 
-fn one_epoch(
-    model: &Segmenter,
-    params: &Params,
-    sites: &[FeatureSet],
-    labels: &[Option<Vec<i64>>],
-    sampler: &mut Sampler,
-    optimiser: &mut AdamW,
-    epoch: usize,
-) -> Result<Sums> {
-    let device = model.store.device();
-    let steps = sampler.steps_per_epoch();
-    let mut sums = Sums::default();
-    for step in 0..steps {
-        let done = ((epoch - 1) * steps + step) as f64 / (params.epochs * steps) as f64;
-        let lr = match params.lr_schedule {
-            LrSchedule::Cosine => params.lr * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
-            LrSchedule::Constant => params.lr,
-        };
-        let batch = gather(sites, labels, &sampler.next_batch(), device);
-        let encoded = model.encode(&batch.pooled, &batch.dense);
-        let represented = model.method.represent(&encoded, Some(epoch));
-        let mut total = loss::segmentation(&model.decode(&represented), &batch.masks);
-        sums.segmentation += total.double_value(&[]);
-        for penalty in model.method.penalties(&encoded, &represented, batch.labels.as_ref()) {
-            sums.add(penalty.name, penalty.value.double_value(&[]));
-            total += penalty.value * penalty.weight;
+/// A training under way.
+struct Training<'a> {
+    model: &'a mut Segmenter,
+    params: &'a Params,
+    sites: &'a [FeatureSet],
+    labels: Vec<Option<Vec<i64>>>,
+    checkpoints: &'a mut Checkpoints,
+    sampler: Sampler,
+    optimiser: AdamW,
+    rows: Vec<EpochRow>,
+    /// Score, epoch and weights of what would be kept.
+    best: Option<(f64, usize, Tensors)>,
+}
+
+impl Training<'_> {
+    /// The steps of an epoch that are still to be done.
+    fn epoch(&mut self, epoch: usize, from: usize, sums: &mut Sums) -> Result<()> {
+        let params = self.params;
+        let steps = self.sampler.steps_per_epoch();
+        for step in from..steps {
+            let done = ((epoch - 1) * steps + step) as f64 / (params.epochs * steps) as f64;
+            let lr = match params.lr_schedule {
+                LrSchedule::Cosine => params.lr * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+                LrSchedule::Constant => params.lr,
+            };
+            let model = &*self.model;
+            let batch = gather(self.sites, &self.labels, &self.sampler.next_batch(), model.store.device());
+            let encoded = model.encode(&batch.pooled, &batch.dense);
+            let represented = model.method.represent(&encoded, Some(epoch));
+            let mut total = loss::segmentation(&model.decode(&represented), &batch.masks);
+            sums.segmentation += total.double_value(&[]);
+            for penalty in model.method.penalties(&encoded, &represented, batch.labels.as_ref()) {
+                sums.add(penalty.name, penalty.value.double_value(&[]));
+                total += penalty.value * penalty.weight;
+            }
+            if !total.double_value(&[]).is_finite() {
+                let message = format!("the loss is not a number any more in epoch {epoch}; lower `lr`");
+                return Err(StageError::Request(message));
+            }
+            self.optimiser.step(&total, lr, params.clip_norm);
+            if step + 1 < steps {
+                self.checkpoint(epoch, step + 1, sums)?;
+            }
         }
-        if !total.double_value(&[]).is_finite() {
-            return Err(StageError::Request(format!("the loss is not a number any more in epoch {epoch}; lower `lr`")));
-        }
-        optimiser.step(&total, lr, params.clip_norm);
+        Ok(())
     }
-    Ok(sums)
+
+    /// Validates, and keeps the weights if they are the best so far.
+    fn end_epoch(&mut self, epoch: usize, sums: &Sums) -> EpochRow {
+        self.model.method.trained_until(epoch);
+        let validation_dice = validate(self.model, self.sites);
+        let row = sums.row(epoch, self.sampler.steps_per_epoch(), validation_dice);
+        self.rows.push(row.clone());
+        let selects = self.params.kept_epoch == KeptEpoch::BestValidation && validation_dice.is_some();
+        let score = if selects { validation_dice.unwrap_or(0.0) } else { epoch as f64 };
+        if self.best.as_ref().is_none_or(|(top, ..)| score > *top) {
+            self.best = Some((score, epoch, copy_of(self.model)));
+        }
+        row
+    }
+
+    /// Keeps a checkpoint if it is time for one: `step` steps of `epoch` are done.
+    fn checkpoint(&mut self, epoch: usize, step: usize, sums: &Sums) -> Result<()> {
+        if !self.checkpoints.is_due() || epoch > self.params.epochs {
+            return Ok(());
+        }
+        let (mut tensors, steps) = self.optimiser.state();
+        let named = |prefix: &'static str| move |(name, tensor)| (format!("{prefix}.{name}"), tensor);
+        tensors.extend(copy_of(self.model).into_iter().map(named("now")));
+        let copies = self.best.iter().flat_map(|(.., weights)| weights.iter());
+        tensors.extend(copies.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).map(named("best")));
+        let progress = Progress {
+            epoch,
+            step,
+            sums: sums.clone(),
+            steps,
+            rows: self.rows.clone(),
+            best: self.best.as_ref().map(|(top, at, _)| (*top, *at)),
+            orders: self.sampler.state(),
+        };
+        self.checkpoints.keep(&progress, &tensors)
+    }
+
+    /// Takes up the last checkpoint, if there is one of this very model. Returns how many steps of the present epoch are done,
+    /// and their losses.
+    fn go_on(&mut self, tell: &dyn Fn(usize, Option<&EpochRow>)) -> (usize, Sums) {
+        let Some((progress, tensors)) = self.checkpoints.last::<Progress>() else { return Default::default() };
+        let of = |prefix: &str| -> Tensors {
+            let named =
+                tensors.iter().filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.shallow_clone())));
+            named.collect()
+        };
+        // Nothing of the model is touched unless all of it fits.
+        let fits = self.sampler.fits(&progress.orders)
+            && progress.epoch == progress.rows.len() + 1
+            && self.optimiser.take_up(&tensors, &progress.steps)
+            && checkpoint::fill(&mut self.model.store, &of("now."), std::path::Path::new("the checkpoint")).is_ok();
+        if !fits {
+            self.optimiser = AdamW::new(&self.model.store, self.params.weight_decay);
+            return Default::default();
+        }
+        self.sampler.take_up(&progress.orders);
+        self.best = progress.best.map(|(score, epoch)| (score, epoch, of("best.")));
+        self.rows = progress.rows;
+        self.model.method.trained_until(progress.epoch - 1);
+        tell(progress.epoch - 1, None);
+        (progress.step, progress.sums)
+    }
 }
 
 /// A model's variables as they are now.
 fn copy_of(model: &Segmenter) -> Tensors {
     checkpoint::of_store(&model.store).into_iter().map(|(name, t)| (name, t.copy().detach())).collect()
-}
-
-/// Takes up a checkpoint. Returns the weights that would be kept, or nothing where the checkpoint is of another model.
-fn go_on(
-    model: &mut Segmenter,
-    optimiser: &mut AdamW,
-    sampler: &mut Sampler,
-    progress: &Progress,
-    tensors: Tensors,
-) -> Option<Tensors> {
-    let of = |prefix: &str| -> Tensors {
-        let named =
-            tensors.iter().filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.shallow_clone())));
-        named.collect()
-    };
-    // Nothing of the model is touched unless all of it fits.
-    if !sampler.fits(&progress.orders) || !optimiser.take_up(&tensors, &progress.steps) {
-        return None;
-    }
-    checkpoint::fill(&mut model.store, &of("now."), std::path::Path::new("the checkpoint")).ok()?;
-    sampler.take_up(&progress.orders);
-    Some(of("best."))
 }
 
 /// Indices of each sample's class in the dictionary; `None` for a model that knows no classes.
@@ -308,92 +350,6 @@ fn gather(sites: &[FeatureSet], labels: &[Option<Vec<i64>>], chosen: &[Vec<i64>]
     }
 }
 
-/// Draws as many samples from each site for every step; each site goes through its samples in an order of its own, which is
-/// drawn anew when all were used.
-struct Sampler {
-    per_site: usize,
-    sites: Vec<SiteOrder>,
-}
-
-struct SiteOrder {
-    rng: ChaCha8Rng,
-    samples: Vec<i64>,
-    next: usize,
-}
-
-/// Where a site's order stands.
-#[derive(Serialize, Deserialize)]
-struct OrderState {
-    samples: Vec<i64>,
-    next: usize,
-    /// Position of the random stream: a number of 128 bits, as text.
-    drawn: String,
-}
-
-impl Sampler {
-    fn new(params: &Params, sites: &[FeatureSet]) -> Result<Self> {
-        let order = |site: &FeatureSet| {
-            let samples: Vec<i64> = (0..site.ids.len() as i64).filter(|i| !site.validates[*i as usize]).collect();
-            if samples.is_empty() {
-                return Err(StageError::Request(format!("the site `{}` has no training sample", site.site)));
-            }
-            // Named by the site, so that a further site leaves the order of the others alone.
-            let seed = siteline_cache::Digest::of_bytes(format!("order\0{}\0{}", params.seed, site.site).as_bytes());
-            Ok(SiteOrder { rng: ChaCha8Rng::from_seed(*seed.as_bytes()), next: samples.len(), samples })
-        };
-        let sites = sites.iter().map(order).collect::<Result<Vec<_>>>()?;
-        if sites.is_empty() {
-            return Err(StageError::Request("there is no site to train on".into()));
-        }
-        Ok(Self { per_site: params.batch.div_ceil(sites.len()), sites })
-    }
-
-    fn steps_per_epoch(&self) -> usize {
-        let samples: usize = self.sites.iter().map(|site| site.samples.len()).sum();
-        samples.div_ceil(self.per_site * self.sites.len())
-    }
-
-    fn state(&self) -> Vec<OrderState> {
-        let state = |site: &SiteOrder| OrderState {
-            samples: site.samples.clone(),
-            next: site.next,
-            drawn: site.rng.get_word_pos().to_string(),
-        };
-        self.sites.iter().map(state).collect()
-    }
-
-    fn fits(&self, states: &[OrderState]) -> bool {
-        let fits = |(site, state): (&SiteOrder, &OrderState)| {
-            site.samples.len() == state.samples.len() && state.drawn.parse::<u128>().is_ok()
-        };
-        states.len() == self.sites.len() && self.sites.iter().zip(states).all(fits)
-    }
-
-    /// Takes up states that fit.
-    fn take_up(&mut self, states: &[OrderState]) {
-        for (site, state) in self.sites.iter_mut().zip(states) {
-            site.rng.set_word_pos(state.drawn.parse().unwrap_or_default());
-            (site.samples, site.next) = (state.samples.clone(), state.next);
-        }
-    }
-
-    fn next_batch(&mut self) -> Vec<Vec<i64>> {
-        let per_site = self.per_site;
-        self.sites.iter_mut().map(|site| (0..per_site).map(|_| site.next()).collect()).collect()
-    }
-}
-
-impl SiteOrder {
-    fn next(&mut self) -> i64 {
-        if self.next == self.samples.len() {
-            self.samples.shuffle(&mut self.rng);
-            self.next = 0;
-        }
-        self.next += 1;
-        self.samples[self.next - 1]
-    }
-}
-
 /// Mean over sites of the mean Dice of their validation images.
 fn validate(model: &Segmenter, sites: &[FeatureSet]) -> Option<f64> {
     let means: Vec<f64> = sites
@@ -438,7 +394,8 @@ pub fn score(model: &Segmenter, site: &FeatureSet, rows: &[i64]) -> Vec<Counts> 
     counts
 }
 
-#[derive(Default)]
+/// Losses of some steps, summed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Sums {
     segmentation: f64,
     causal: Option<f64>,

@@ -90,7 +90,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         ctx.progress(epoch, params.epochs, "epochs");
         match row {
             Some(row) => ctx.log(serde_json::to_string(row).expect("numbers are JSON")),
-            None => ctx.log(format!("goes on behind epoch {epoch}, from the checkpoint of an interrupted execution")),
+            None => ctx.log(format!("goes on in epoch {}, from the checkpoint of an interrupted execution", epoch + 1)),
         }
     };
     let (rows, epoch) = trainer::train(&mut model, &params, &sites, &mut ctx.checkpoints(), &tell)?;
