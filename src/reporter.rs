@@ -10,6 +10,7 @@ use siteline_pipeline::event::{Event, How};
 use crate::partial::Partial;
 use crate::project::Project;
 
+mod load;
 mod rows;
 
 use rows::Rows;
@@ -45,14 +46,14 @@ enum Screen {
 const BARS: usize = 8;
 
 impl Reporter {
-    /// For a run of a project; `table` gives what there is of its table already.
-    pub fn new(look: Look, project: &Project, table: impl FnOnce() -> Option<Partial>) -> Self {
+    /// For a run of a project that may use `gpus`; `table` gives what there is of its table already.
+    pub fn new(look: Look, project: &Project, gpus: &[String], table: impl FnOnce() -> Option<Partial>) -> Self {
         let screen = match look {
             Look::Quiet => Screen::Quiet,
             Look::Json => Screen::Json,
             Look::Terminal if std::io::stderr().is_terminal() => {
                 let all = MultiProgress::new();
-                let rows = Box::new(Rows::new(&all, project, table()));
+                let rows = Box::new(Rows::new(&all, project, gpus, table()));
                 Screen::Rows { all, rows, running: BTreeMap::new() }
             }
             _ => Screen::Plain { told: HashMap::new() },
@@ -94,6 +95,7 @@ impl Reporter {
                         | Event::Retries { .. }
                         | Event::Warning { .. }
                         | Event::WaitsForRun { .. }
+                        | Event::WaitsForGpu { .. }
                         | Event::Stopping
                 );
                 if let (Some(line), true) = (line(event), kept) {
@@ -135,6 +137,7 @@ fn line(event: &Event) -> Option<String> {
         }
         Event::Blocked { instance, by } => format!("blocked {instance} (by {by})"),
         Event::Warning { instance, text } => format!("warning {instance}: {}", printable(text)),
+        Event::WaitsForGpu { instance } => format!("waits   {instance} (another run has the GPU)"),
         Event::WaitsForRun { instance, owner } => format!("waits   {instance} (computed by {owner})"),
         Event::Stopping => "stopping; what is finished is kept".to_owned(),
         Event::Progress { .. } | Event::Ended { .. } => return None,

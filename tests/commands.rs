@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::space::{Space, skipped};
+use crate::space::{Said, Space, skipped};
 
 const GOOD: &str = r#"
 axes: {site_name: [a, b], seed: [0, 1]}
@@ -312,4 +312,29 @@ fn a_child_that_prints_without_pause_keeps_nobody() {
     assert_eq!(space.executed(&[]).len(), 1);
     assert!(began.elapsed() < Duration::from_secs(30), "it waited for the child");
     space.assert_no_process();
+}
+
+/// Two runs on one machine, each with a store of its own, share a GPU one at a time.
+#[test]
+fn a_gpu_is_leased_between_runs() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let project = || {
+        let space = Space::of_commands(
+            "axes: {n: [1, 2]}\nstages:\n  use: {run: \"echo + >>LOG; sleep 0.5; echo - >>LOG; echo ${n} $CUDA_VISIBLE_DEVICES >out\", per: [n], outputs: [out], resources: {gpu: 1}}\n",
+        );
+        let text = space.read("siteline.yaml").replace("LOG", log.path().to_str().unwrap());
+        space.write("siteline.yaml", text);
+        space
+    };
+    let spaces = [project(), project()];
+    let start = |space: &Space| {
+        let mut command = space.command(&["run", "--plain", "-j", "4", "--gpus", "61"]);
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let said: Vec<Said> =
+        spaces.each_ref().map(start).into_iter().map(|child| Said::from(child.wait_with_output().unwrap())).collect();
+    assert!(said.iter().all(|said| said.code == 0), "{}\n{}", said[0].stderr, said[1].stderr);
+    assert_eq!(std::fs::read_to_string(log.path()).unwrap().replace('\n', ""), "+-".repeat(4));
+    assert!(said.iter().any(|said| said.stderr.contains("another run has the GPU")), "{}", said[0].stderr);
+    assert_eq!(spaces[0].output("use[n=1]", "out"), b"1 61\n");
 }

@@ -54,6 +54,11 @@ pub enum Event {
         /// Host and process of the other run.
         owner: String,
     },
+    /// An instance waits for a GPU that another run on this machine has leased.
+    WaitsForGpu {
+        /// Its name.
+        instance: String,
+    },
     /// An instance has its result.
     Finished {
         /// Its name.

@@ -9,6 +9,7 @@ use crate::protocol::Reply;
 pub(crate) mod command;
 pub(crate) mod crew;
 pub(crate) mod gate;
+pub(crate) mod gpus;
 pub mod processes;
 pub mod sandbox;
 pub(crate) mod work_dir;

@@ -20,6 +20,7 @@ use crate::event::{Event, How, Summary};
 use crate::executor::command::Groups;
 use crate::executor::crew::Crew;
 use crate::executor::gate::Gate;
+use crate::executor::gpus;
 use crate::executor::processes::{self, Watcher};
 use crate::executor::sandbox::Sandbox;
 use crate::executor::work_dir::Workshop;
@@ -114,6 +115,7 @@ pub fn run(
         sides: leakage::sides(planner.loaded, &graph),
         schedule: Schedule::new(&graph, &open, |node| command::is_command(planner.kind(node))),
         pool,
+        gpu_leases: gpus::Leases::new(&settings.gpus),
         workers: Workers::new(&id, sender.clone()),
         groups: Groups::default(),
         crew: Crew::new(),
@@ -134,6 +136,7 @@ pub fn run(
         checked: HashSet::new(),
         not_before: HashMap::new(),
         held_elsewhere: HashSet::new(),
+        waiting_for_gpu: HashSet::new(),
         outcomes,
         summary: Summary { run: id.clone(), ..Summary::default() },
         planner,
@@ -206,6 +209,7 @@ struct Driver<'r, 'p, 'g> {
     sides: Vec<Sides>,
     schedule: Schedule<'g>,
     pool: Pool,
+    gpu_leases: gpus::Leases,
     workers: Workers,
     groups: Groups,
     crew: Crew,
@@ -231,6 +235,7 @@ struct Driver<'r, 'p, 'g> {
     /// Ready instances that are not looked at before some time: another run computes them, or they failed before.
     not_before: HashMap<NodeIndex, Instant>,
     held_elsewhere: HashSet<NodeIndex>,
+    waiting_for_gpu: HashSet<NodeIndex>,
     outcomes: OutcomeWriter,
     summary: Summary,
     planner: &'r mut Planner<'p>,

@@ -101,12 +101,21 @@ impl Pool {
         plain && self.cpu + self.all_cpu as isize >= self.share(wanted).0 as isize
     }
 
-    /// Takes what `wanted` asks for; whoever asks has looked whether it is there.
-    pub(crate) fn take(&mut self, wanted: &Resources) -> Held {
-        let (cpu, gpu, memory) = self.share(wanted);
+    /// How many GPUs `wanted` takes here.
+    pub(crate) fn gpus_for(&self, wanted: &Resources) -> usize {
+        self.share(wanted).1
+    }
+
+    /// The GPUs that nothing of this run holds.
+    pub(crate) fn free_gpus(&self) -> impl Iterator<Item = &String> {
+        self.gpus.iter()
+    }
+
+    /// Takes what `wanted` asks for, these GPUs among it; whoever asks has looked whether it is there.
+    pub(crate) fn take(&mut self, wanted: &Resources, gpus: Vec<String>) -> Held {
+        let (cpu, _, memory) = self.share(wanted);
         self.cpu -= cpu as isize;
         self.memory -= memory;
-        let gpus: Vec<String> = self.gpus.iter().take(gpu).cloned().collect();
         gpus.iter().for_each(|index| {
             self.gpus.remove(index);
         });

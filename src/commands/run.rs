@@ -96,7 +96,8 @@ impl Run {
             }
         })
         .map_err(|e| CommandError::refused(format!("Ctrl-C cannot be caught: {e}"), None))?;
-        let mut reporter = Reporter::new(self.look(), &project, || Partial::of(&planner, &plan, &project.store, &[]));
+        let mut reporter =
+            Reporter::new(self.look(), &project, &settings.gpus, || Partial::of(&planner, &plan, &project.store, &[]));
         let store = project.store.clone();
         let (summary, plan) =
             run::run(&mut planner, plan, &store, &settings, &stop, &mut |event| reporter.take(&event))?;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar};
 use siteline_pipeline::event::{Event, How};
 
+use super::load::Load;
 use super::style;
 use crate::partial::Partial;
 use crate::project::Project;
@@ -66,7 +67,7 @@ const EVERY: Duration = Duration::from_millis(120);
 
 impl Rows {
     /// `table` is what the sweep has of its table when the run begins.
-    pub fn new(all: &MultiProgress, project: &Project, table: Option<Partial>) -> Self {
+    pub fn new(all: &MultiProgress, project: &Project, gpus: &[String], table: Option<Partial>) -> Self {
         let earlier = project.store.durations(&project.loaded.manifest.name).unwrap_or_default();
         let counts = project.graph.by_stage();
         let mut rows = BTreeMap::new();
@@ -86,7 +87,7 @@ impl Rows {
         let table_bar = all.add(ProgressBar::new(0));
         table_bar.set_style(style("{msg}"));
         let rows =
-            Self { rows, order, width, foot, slots: 1, drawn: Instant::now(), load: Load::default(), table, table_bar };
+            Self { rows, order, width, foot, slots: 1, drawn: Instant::now(), load: Load::new(gpus), table, table_bar };
         rows.draw_table();
         rows
     }
@@ -202,30 +203,5 @@ fn short(time: Duration) -> String {
         seconds @ 0..=99 => format!("{seconds} s"),
         seconds @ 100..=5999 => format!("{} min", seconds.div_ceil(60)),
         seconds => format!("{:.1} h", seconds as f64 / 3600.0),
-    }
-}
-
-/// How busy the machine is.
-#[derive(Default)]
-struct Load {
-    /// Busy and all time of the processors at the last look.
-    before: Option<(u64, u64)>,
-    shown: String,
-}
-
-impl Load {
-    fn text(&mut self) -> String {
-        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-        let times: Vec<u64> =
-            stat.lines().next().unwrap_or("").split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
-        let all: u64 = times.iter().sum();
-        // The fourth and fifth are idle time and waiting for disks.
-        let busy = all - times.get(3).copied().unwrap_or(0) - times.get(4).copied().unwrap_or(0);
-        if let Some((before, then)) = self.before.replace((busy, all))
-            && all > then
-        {
-            self.shown = format!("CPU {:.0} %", 100.0 * (busy - before) as f64 / (all - then) as f64);
-        }
-        self.shown.clone()
     }
 }

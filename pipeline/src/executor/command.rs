@@ -115,6 +115,8 @@ impl Job {
             .env("TMPDIR", if self.sandbox.is_some() { std::path::Path::new("/tmp") } else { dir })
             .env("OMP_NUM_THREADS", &threads)
             .env("SITELINE_THREADS", threads)
+            // By slot, as the driver's tools count them: CUDA would put the fastest first.
+            .env("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
             .env("CUDA_VISIBLE_DEVICES", self.gpus.join(","))
             .env("PYTHONPATH", dir)
             .env("PYTHONDONTWRITEBYTECODE", "1")

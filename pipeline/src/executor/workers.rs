@@ -68,6 +68,8 @@ impl Workers {
             // A group of its own: Ctrl-C in the terminal reaches the driver alone, which then stops the workers in order.
             .process_group(0)
             // An instance sees the GPUs that are leased to it and no others; without a lease, none.
+            // By slot, as the driver's tools count them: CUDA would put the fastest first.
+            .env("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
             .env("CUDA_VISIBLE_DEVICES", gpus.join(","));
         let mut child = command.spawn()?;
         self.started += 1;

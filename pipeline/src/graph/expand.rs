@@ -18,6 +18,9 @@ const MOST_INSTANCES: u128 = 2_000_000;
 /// The axis that repeats a sweep: the first of its values is worked on first.
 const REPEATS: &str = "seed";
 
+/// An instance and the places of its values on its stage's axes.
+type Placed = (Instance, Box<[u32]>);
+
 /// The instances of one stage, with the places of their values on the axes.
 pub(super) struct Members {
     /// The stage's axes.
@@ -127,7 +130,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn instances_of(&self, name: &'a str, stage: &'a Stage) -> Result<Vec<(Instance, Box<[u32]>)>, Diagnostic> {
+    fn instances_of(&self, name: &'a str, stage: &'a Stage) -> Result<Vec<Placed>, Diagnostic> {
         let loaded = self.loaded;
         let kind = loaded.kind_of(name);
         let conditions = |texts: &[String]| texts.iter().filter_map(|text| Condition::parse(text).ok()).collect();

@@ -159,7 +159,9 @@ impl Checker<'_> {
         let wanted = stage.uses.as_deref().unwrap_or_default();
         match self.loaded.kinds.iter().find(|kind| kind.name == wanted) {
             Some(kind) => {
-                stage.needs.iter().for_each(|(input, need)| self.files(name, input, &need.join().stage, kind))
+                for (input, need) in &stage.needs {
+                    self.files(name, input, &need.join().stage, kind);
+                }
             }
             None => {
                 let message = format!("`selection` needs the stage kind `{wanted}`, which no pack has");

@@ -225,7 +225,7 @@ impl Spelling<'_> {
                 format!("`{}` cannot be chosen among: each held-out site has its own model", selection.held_out);
             return Err(self.problem(&["selection", "among"], message, None));
         }
-        for axis in [SELECTION, LEFT_OUT].into_iter().filter(|axis| manifest.axes.contains_key(*axis)) {
+        if let Some(axis) = [SELECTION, LEFT_OUT].into_iter().find(|axis| manifest.axes.contains_key(*axis)) {
             let message = format!("the axis `{axis}` is made by `selection` of the stage `{}`", self.name);
             let span = Some(self.tree.key_span(&["axes", axis]));
             let hint = Some("call your own axis otherwise".to_owned());

@@ -31,7 +31,7 @@ impl Driver<'_, '_, '_> {
     /// An instance's outputs are in the store: its readers may start, and its record goes to be made durable.
     pub(super) fn made(&mut self, number: u64, made: Result<Made, Failure>) -> Result<(), StoreError> {
         let Some(mut job) = self.jobs.remove(&number) else { return Ok(()) };
-        self.pool.give(std::mem::take(&mut job.held));
+        self.give(std::mem::take(&mut job.held));
         let made = match made {
             Ok(made) => made,
             Err(failure) => return self.attempt_failed(job.node, failure, Some(job.log_path)),

@@ -23,8 +23,8 @@ impl Driver<'_, '_, '_> {
                 Ok(())
             }
             Message::Freed(number) => {
-                if let Some(job) = self.jobs.get_mut(&number) {
-                    self.pool.give(std::mem::take(&mut job.held));
+                if let Some(held) = self.jobs.get_mut(&number).map(|job| std::mem::take(&mut job.held)) {
+                    self.give(held);
                 }
                 Ok(())
             }
@@ -36,6 +36,12 @@ impl Driver<'_, '_, '_> {
     /// A worker's instance does not hold its resources any more.
     pub(super) fn release(&mut self, held: Held) {
         self.gate.give(held.cpu);
+        self.give(held);
+    }
+
+    /// Gives resources back, leases on GPUs included.
+    pub(super) fn give(&mut self, held: Held) {
+        self.gpu_leases.give(&held.gpus);
         self.pool.give(held);
     }
 

@@ -55,12 +55,24 @@ impl Driver<'_, '_, '_> {
             return self.fail(node, message, None);
         }
         let wanted = self.planner.graph.dag[node].resources.clone();
-        let held = self.pool.take(&wanted);
+        let count = self.pool.gpus_for(&wanted);
+        let Some(gpus) = self.gpu_leases.take(self.pool.free_gpus(), count) else { return self.wait_for_gpu(node) };
+        let held = self.pool.take(&wanted, gpus);
         if !manifest::command::is_command(self.planner.kind(node)) {
             // The slots are free: nobody was let in ahead of it.
             self.gate.take(held.cpu);
         }
         self.start(node, resolved, claim, held)
+    }
+
+    /// Another run on this machine has the GPUs.
+    fn wait_for_gpu(&mut self, node: NodeIndex) -> Result<(), StoreError> {
+        self.not_before.insert(node, Instant::now() + TICK * 5);
+        if self.waiting_for_gpu.insert(node) {
+            let instance = self.name(node);
+            (self.tell)(Event::WaitsForGpu { instance });
+        }
+        Ok(())
     }
 
     /// Another run is at work on the key, or this one is, by way of an instance that comes to the same.
