@@ -43,10 +43,20 @@ fn unknown_input() {
 
 #[test]
 fn cycle() {
+    let space = Space::of_commands(
+        "stages:\n  hen: {run: cat inputs/from/out >out, needs: {from: egg}, outputs: [out]}\n  egg: {run: cat inputs/from/out >out, needs: {from: hen}, outputs: [out]}\n",
+    );
+    let said = space.run(&["plan"]);
+    assert_eq!(said.code, 2, "{}", said.stderr);
+    insta::assert_snapshot!("cycle", said.snapshot(&space));
+}
+
+#[test]
+fn a_need_of_files_that_the_other_stage_does_not_write() {
     mistake(
-        "cycle",
-        "  ingest: {uses: ingest, per: [site], with: {size: 48}}\n  features: {uses: clip-features, per: [site, backbone], needs: {samples: ingest}}",
-        "  ingest: {uses: clip-features, per: [site, backbone], needs: {samples: features}}\n  features: {uses: clip-features, per: [site, backbone], needs: {samples: ingest}}",
+        "wrong_files",
+        "      samples: {stage: ingest, where: site == held_out}\n",
+        "      samples: {stage: features, where: site == held_out}\n",
     );
 }
 

@@ -160,11 +160,14 @@ impl Space {
         said.executed()
     }
 
-    /// Key to outputs of every whole record in the project's store.
+    /// Key to outputs of every record in the project's store; of several under one key, that of the latest run.
     pub fn records(&self) -> BTreeMap<String, serde_json::Value> {
         let mut found = BTreeMap::new();
-        for file in fs::read_dir(self.path(".siteline/records")).into_iter().flatten() {
-            let text = String::from_utf8_lossy(&fs::read(file.unwrap().path()).unwrap()).into_owned();
+        let files = fs::read_dir(self.path(".siteline/records")).into_iter().flatten();
+        let mut paths: Vec<PathBuf> = files.map(|file| file.unwrap().path()).collect();
+        paths.sort();
+        for path in paths {
+            let text = String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
             let mut lines = text.lines();
             while let Some(line) = lines.next() {
                 let Some(heading) = line.strip_prefix("siteline-record 2 ") else { continue };

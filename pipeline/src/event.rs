@@ -66,7 +66,6 @@ pub enum Event {
         /// How it came by it.
         how: How,
         /// Numbers that it reported; nothing of instances that were cached when the run began.
-        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
         metrics: BTreeMap<String, f64>,
     },
     /// An attempt failed, and another will be made.
