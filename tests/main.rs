@@ -10,6 +10,7 @@ mod commands;
 mod concurrency;
 mod incremental;
 mod manifest;
+mod methods;
 mod oracle;
 mod pack;
 mod people;

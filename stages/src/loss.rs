@@ -9,6 +9,12 @@ pub fn segmentation(logits: &Tensor, masks: &Tensor) -> Tensor {
     logits.cross_entropy_loss(masks, None::<&Tensor>, Reduction::Mean, -100, 0.0)
 }
 
+/// The same for each image: (B).
+pub fn segmentation_by_image(logits: &Tensor, masks: &Tensor) -> Tensor {
+    let losses = logits.cross_entropy_loss(masks, None::<&Tensor>, Reduction::None, -100, 0.0);
+    losses.mean_dim(Some([1i64, 2].as_slice()), false, None::<Kind>)
+}
+
 /// L_causal = || mean_n F_ca[n] - (1/M) sum_m t_{k,m} ||^2, both sides of unit length, summed over d, mean over the batch
 /// (methods.md 1.6; the norm and the reductions are inferred). `intervened`: (B, N, d); `targets`: (B, d), the row of each
 /// image's class in the mean over m of t.

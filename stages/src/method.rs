@@ -7,8 +7,12 @@
 //! says that too. So a further method reruns nothing, and an edited one only its own trainings.
 
 pub mod contract;
+pub mod coral;
 pub mod erm;
+pub mod groupdro;
+pub mod irm;
 pub mod mcdrl;
+pub mod vrex;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,6 +28,14 @@ use crate::error::Result;
 pub enum MethodName {
     /// Empirical risk minimisation: the baseline that all else is measured against.
     Erm,
+    /// GroupDRO: sites with a high loss count for more.
+    GroupDro,
+    /// V-REx: a penalty on the variance of the sites' losses.
+    Vrex,
+    /// IRM: a penalty on the slope of each site's loss in the scale of the logits.
+    Irm,
+    /// CORAL: a penalty on differences between the sites' features in mean and covariance.
+    Coral,
     /// MCDRL: target region selection and causal intervention with a confounder dictionary.
     Mcdrl,
 }
@@ -32,6 +44,14 @@ pub enum MethodName {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MethodParams {
+    /// Parameters of GroupDRO.
+    pub groupdro: groupdro::Params,
+    /// Parameters of V-REx.
+    pub vrex: vrex::Params,
+    /// Parameters of IRM.
+    pub irm: irm::Params,
+    /// Parameters of CORAL.
+    pub coral: coral::Params,
     /// Parameters of MCDRL.
     pub mcdrl: mcdrl::Params,
 }
@@ -50,6 +70,10 @@ pub fn build(
 ) -> Result<Box<dyn Method>> {
     Ok(match name {
         MethodName::Erm => Box::new(erm::Erm),
+        MethodName::GroupDro => Box::new(groupdro::GroupDro::new(&params.groupdro, path, sizes)),
+        MethodName::Vrex => Box::new(vrex::Vrex { params: params.vrex.clone() }),
+        MethodName::Irm => Box::new(irm::Irm { params: params.irm.clone() }),
+        MethodName::Coral => Box::new(coral::Coral { params: params.coral.clone() }),
         MethodName::Mcdrl => Box::new(mcdrl::Mcdrl::new(&params.mcdrl, path, sizes, dictionary)?),
     })
 }

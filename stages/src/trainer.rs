@@ -9,8 +9,8 @@ use tch::{Device, Kind, Tensor};
 use crate::checkpoint::{self, Tensors};
 use crate::error::{Result, StageError};
 use crate::features::FeatureSet;
-use crate::loss;
-use crate::method::{MethodName, mcdrl};
+use crate::method::contract::Seen;
+use crate::method::{MethodName, MethodParams, coral, groupdro, irm, mcdrl, vrex};
 use crate::metric::Counts;
 use crate::optimiser::AdamW;
 use crate::resume::Checkpoints;
@@ -84,7 +84,15 @@ pub struct Params {
     /// Channels inside the segmentation head.
     #[schemars(range(min = 4))]
     pub head_width: i64,
-    /// Parameters of MCDRL; they count for it alone.
+    /// Parameters of GroupDRO; as those below they count for their own method alone.
+    pub groupdro: groupdro::Params,
+    /// Parameters of V-REx.
+    pub vrex: vrex::Params,
+    /// Parameters of IRM.
+    pub irm: irm::Params,
+    /// Parameters of CORAL.
+    pub coral: coral::Params,
+    /// Parameters of MCDRL.
     pub mcdrl: mcdrl::Params,
 }
 
@@ -103,7 +111,24 @@ impl Default for Params {
             adapter: true,
             normalise: true,
             head_width: 256,
+            groupdro: groupdro::Params::default(),
+            vrex: vrex::Params::default(),
+            irm: irm::Params::default(),
+            coral: coral::Params::default(),
             mcdrl: mcdrl::Params::default(),
+        }
+    }
+}
+
+impl Params {
+    /// Those of the methods.
+    pub fn of_methods(&self) -> MethodParams {
+        MethodParams {
+            groupdro: self.groupdro.clone(),
+            vrex: self.vrex.clone(),
+            irm: self.irm.clone(),
+            coral: self.coral.clone(),
+            mcdrl: self.mcdrl.clone(),
         }
     }
 }
@@ -113,12 +138,10 @@ impl Default for Params {
 pub struct EpochRow {
     /// Counts from 1.
     pub epoch: usize,
-    /// Mean segmentation loss.
+    /// Mean of the segmentation loss as the method weighs it.
     pub segmentation: f64,
-    /// Mean causal loss, unweighted; absent while the method has none.
-    pub causal: Option<f64>,
-    /// Mean contrastive loss, unweighted; absent where the method has none.
-    pub contrast: Option<f64>,
+    /// Means of the method's penalties, unweighted, by name; absent while it has none.
+    pub penalties: BTreeMap<String, f64>,
     /// Mean over sources of the mean Dice of their validation images; absent without any.
     pub validation_dice: Option<f64>,
 }
@@ -206,10 +229,23 @@ impl Training<'_> {
             let batch = gather(self.sites, &self.labels, &self.sampler.next_batch(), model.store.device());
             let encoded = model.encode(&batch.pooled, &batch.dense);
             let represented = model.method.represent(&encoded, Some(epoch));
-            let mut total = loss::segmentation(&model.decode(&represented), &batch.masks);
+            let logits = model.decode(&represented);
+            let seen = Seen {
+                encoded: &encoded,
+                represented: &represented,
+                logits: &logits,
+                masks: &batch.masks,
+                labels: batch.labels.as_ref(),
+                sites: self.sites.len() as i64,
+                step: (epoch - 1) * steps + step,
+            };
+            if model.method.starts_anew_at().is_some_and(|at| at == seen.step && at > 0) {
+                self.optimiser = AdamW::new(&model.store, params.weight_decay);
+            }
+            let mut total = model.method.objective(&seen);
             sums.segmentation += total.double_value(&[]);
-            for penalty in model.method.penalties(&encoded, &represented, batch.labels.as_ref()) {
-                sums.add(penalty.name, penalty.value.double_value(&[]));
+            for penalty in model.method.penalties(&seen) {
+                *sums.penalties.entry(penalty.name.to_owned()).or_default() += penalty.value.double_value(&[]);
                 total += penalty.value * penalty.weight;
             }
             if !total.double_value(&[]).is_finite() {
@@ -398,23 +434,16 @@ pub fn score(model: &Segmenter, site: &FeatureSet, rows: &[i64]) -> Vec<Counts> 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Sums {
     segmentation: f64,
-    causal: Option<f64>,
-    contrast: Option<f64>,
+    penalties: BTreeMap<String, f64>,
 }
 
 impl Sums {
-    fn add(&mut self, name: &str, value: f64) {
-        let slot = if name == "causal" { &mut self.causal } else { &mut self.contrast };
-        *slot = Some(slot.unwrap_or(0.0) + value);
-    }
-
     fn row(&self, epoch: usize, steps: usize, validation_dice: Option<f64>) -> EpochRow {
         let mean = |sum: f64| sum / steps as f64;
         EpochRow {
             epoch,
             segmentation: mean(self.segmentation),
-            causal: self.causal.map(mean),
-            contrast: self.contrast.map(mean),
+            penalties: self.penalties.iter().map(|(name, sum)| (name.clone(), mean(*sum))).collect(),
             validation_dice,
         }
     }

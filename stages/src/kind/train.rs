@@ -2,6 +2,7 @@
 //!
 //! Writes `model.safetensors`, `config.json` (what the model is built by) and `history.parquet` (one row an epoch).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, UInt32Array};
@@ -15,7 +16,6 @@ use crate::dictionary::Dictionary;
 use crate::error::{Result, StageError};
 use crate::features::FeatureSet;
 use crate::frame;
-use crate::method::MethodParams;
 use crate::method::contract::Sizes;
 use crate::segmenter::{Segmenter, SegmenterConfig};
 use crate::trainer::{self, EpochRow, Params};
@@ -67,11 +67,12 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     tch::manual_seed(params.seed as i64);
     let config = SegmenterConfig {
         method: params.method,
-        params: MethodParams { mcdrl: params.mcdrl.clone() },
+        params: params.of_methods(),
         sizes: Sizes {
             d: first.d(),
             confounders: dictionary.as_ref().map_or(0, |d| d.z.size()[0]),
             classes: dictionary.as_ref().map_or(0, |d| d.classes.size()[0]),
+            sites: sites.len() as i64,
         },
         side: first.mask_side(),
         head_width: params.head_width,
@@ -104,22 +105,20 @@ pub fn run(ctx: &Ctx) -> Result<()> {
 
 fn write_history(ctx: &Ctx, rows: &[EpochRow]) -> Result<()> {
     let number = |name, nullable| Field::new(name, DataType::Float64, nullable);
-    let schema = Schema::new(vec![
-        Field::new("epoch", DataType::UInt32, false),
-        number("segmentation_loss", false),
-        number("causal_loss", true),
-        number("contrast_loss", true),
-        number("validation_dice", true),
-    ]);
+    let penalties: BTreeSet<&String> = rows.iter().flat_map(|row| row.penalties.keys()).collect();
+    let mut fields = vec![Field::new("epoch", DataType::UInt32, false), number("segmentation_loss", false)];
+    fields.extend(penalties.iter().map(|name| Field::new(format!("{name}_loss"), DataType::Float64, true)));
+    fields.push(number("validation_dice", true));
+    let schema = Schema::new(fields);
     let column =
         |of: &dyn Fn(&EpochRow) -> Option<f64>| -> ArrayRef { Arc::new(rows.iter().map(of).collect::<Float64Array>()) };
     let mut writer = frame::Writer::new(&ctx.output("history.parquet"), schema, &[])?;
-    writer.write(vec![
+    let mut columns: Vec<ArrayRef> = vec![
         Arc::new(rows.iter().map(|row| row.epoch as u32).collect::<UInt32Array>()),
         column(&|row| Some(row.segmentation)),
-        column(&|row| row.causal),
-        column(&|row| row.contrast),
-        column(&|row| row.validation_dice),
-    ])?;
+    ];
+    columns.extend(penalties.iter().map(|name| column(&|row| row.penalties.get(*name).copied())));
+    columns.push(column(&|row| row.validation_dice));
+    writer.write(columns)?;
     writer.finish()
 }

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-use super::contract::{Encoded, Method, Penalty, Represented, Sizes};
+use super::contract::{Encoded, Method, Penalty, Represented, Seen, Sizes};
 use crate::dictionary::Dictionary;
 use crate::error::{Result, StageError};
 use crate::loss;
@@ -165,14 +165,14 @@ impl Method for Mcdrl {
         true
     }
 
-    fn penalties(&self, encoded: &Encoded, represented: &Represented, labels: Option<&Tensor>) -> Vec<Penalty> {
-        let Some(labels) = labels else { return Vec::new() };
+    fn penalties(&self, seen: &Seen) -> Vec<Penalty> {
+        let Some(labels) = seen.labels else { return Vec::new() };
         let mut penalties = vec![Penalty {
             name: "contrast",
             weight: self.params.contrast_weight,
-            value: loss::contrastive(&encoded.pooled, &self.classes, labels, self.params.tau),
+            value: loss::contrastive(&seen.encoded.pooled, &self.classes, labels, self.params.tau),
         }];
-        if let Some(intervened) = &represented.intervened {
+        if let Some(intervened) = &seen.represented.intervened {
             let value = loss::causal(intervened, &self.targets.index_select(0, labels));
             penalties.push(Penalty { name: "causal", weight: self.params.causal_weight, value });
         }
@@ -224,7 +224,7 @@ mod tests {
 
     fn build(params: &Params) -> (nn::VarStore, Mcdrl) {
         let store = nn::VarStore::new(Device::Cpu);
-        let sizes = Sizes { d: 64, confounders: 12, classes: 5 };
+        let sizes = Sizes { d: 64, confounders: 12, classes: 5, sites: 3 };
         let method = Mcdrl::new(params, &store.root(), &sizes, Some(&dictionary(64))).unwrap();
         (store, method)
     }
