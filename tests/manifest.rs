@@ -27,6 +27,11 @@ fn parameter_of_a_wrong_type() {
 }
 
 #[test]
+fn parameter_beyond_all_bounds() {
+    mistake("absurd_number", "epochs: 2", "epochs: 1e20");
+}
+
+#[test]
 fn unknown_stage() {
     mistake("unknown_stage", "model: train", "model: trian");
 }

@@ -26,6 +26,9 @@ pub fn check(node: &Node, schema: &Value, what: &str) -> Vec<Misfit> {
     checker.misfits
 }
 
+/// The largest whole numbers that every reader of JSON keeps exactly.
+const EXACT: f64 = (1u64 << 53) as f64;
+
 struct Checker<'a> {
     root: &'a Value,
     misfits: Vec<Misfit>,
@@ -59,7 +62,11 @@ impl<'a> Checker<'a> {
         }
         if !self.has_type(node, schema) {
             let wanted = type_words(schema);
-            return self.add(&node.span, format!("{what} must be {wanted}, not {}", node.what()), None);
+            let found = match &node.value {
+                NodeValue::Number(number) => number.to_string(),
+                _ => node.what().to_owned(),
+            };
+            return self.add(&node.span, format!("{what} must be {wanted}, not {found}"), None);
         }
         match &node.value {
             NodeValue::Map(_) => self.map(node, schema, what),
@@ -147,7 +154,8 @@ impl<'a> Checker<'a> {
             | ("array", NodeValue::List(_))
             | ("object", NodeValue::Map(_))
             | ("number", NodeValue::Number(_)) => true,
-            ("integer", NodeValue::Number(n)) => n.as_f64().is_some_and(|x| x.fract() == 0.0),
+            // Beyond that a number of YAML is no whole one any more.
+            ("integer", NodeValue::Number(n)) => n.as_f64().is_some_and(|x| x.fract() == 0.0 && x.abs() < EXACT),
             _ => false,
         };
         match types {
