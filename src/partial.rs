@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use siteline_cache::{InstanceOutcome, Store};
 use siteline_pipeline::NodeIndex;
+use siteline_pipeline::leakage;
 use siteline_pipeline::plan::{Plan, Planner, State};
 use siteline_pipeline::protocol::{Purpose, Role};
 
@@ -37,6 +38,7 @@ impl Partial {
             outcomes.iter().map(|outcome| (outcome.instance.as_str(), outcome.outcome.as_str())).collect();
         let mut table =
             Self { metric: String::new(), columns: Vec::new(), rows: BTreeMap::new(), places: BTreeMap::new() };
+        let oracle = leakage::chosen_by_oracle(planner.loaded, &planner.graph);
         for node in scorers {
             let instance = &planner.graph.dag[node];
             let column = instance.point.get(COLUMNS).cloned().unwrap_or_else(|| "all".to_owned());
@@ -49,7 +51,13 @@ impl Partial {
                 .filter(|(axis, _)| ![COLUMNS, OVER].contains(&axis.as_str()))
                 .map(|(_, value)| value.as_str())
                 .collect();
-            table.places.insert(instance.name.clone(), (row.join(" "), column));
+            let mark = match (instance.in_domain, oracle[node.index()]) {
+                (false, false) => "",
+                (true, false) => " †",
+                (false, true) => " ‡",
+                (true, true) => " †‡",
+            };
+            table.places.insert(instance.name.clone(), (row.join(" ") + mark, column));
             table.lacks(&instance.name, cause(plan.state(node), outcome.get(instance.name.as_str()).copied()));
             if let State::Cached(hit) = plan.state(node)
                 && let Some(record) = store.record(&hit.key)
@@ -110,6 +118,11 @@ impl Partial {
         };
         text.push_str(&line("", &self.columns));
         self.rows.iter().for_each(|(name, row)| text.push_str(&line(name, &cells(row))));
+        for (mark, words) in [("†", "in-domain"), ("‡", "chosen by an oracle")] {
+            if self.rows.keys().any(|name| name.contains(mark)) {
+                text.push_str(&format!("  {mark} {words}\n"));
+            }
+        }
         text
     }
 }

@@ -39,6 +39,39 @@ fn history_and_differences_tell_what_changed() {
 }
 
 #[test]
+fn what_printed_nothing_is_told_of_too() {
+    let space = Space::of_commands(
+        "stages:\n  quiet: {run: \"echo x >out\", outputs: [out]}\n  bad: {run: \"exit 3\", outputs: [out]}\n",
+    );
+    assert!(space.run(&["log", "quiet"]).stderr.contains("never ran"));
+    assert_eq!(space.run(&["run", "--plain"]).code, 1);
+    assert!(space.run(&["log", "quiet"]).stdout.contains("printed nothing (executed in"));
+    let bad = space.run(&["log", "bad"]).stdout;
+    assert!(bad.contains("exit code 3"), "{bad}");
+}
+
+/// A command's time is its own: what it waited for its slot is not part of it.
+#[test]
+fn waiting_for_a_slot_is_not_running() {
+    let space = Space::of_commands(
+        "axes: {n: [1, 2, 3]}\nstages:\n  work: {run: \"sleep 0.4; echo ${n} >out\", per: [n], outputs: [out]}\n",
+    );
+    let said = space.run(&["run", "--plain", "-j", "1"]);
+    let mut running = 0;
+    for line in said.stderr.lines() {
+        running += i32::from(line.contains("start   work")) - i32::from(line.contains("done    work"));
+    }
+    assert_eq!(running, 0, "{}", said.stderr);
+    let starts: Vec<usize> =
+        said.stderr.lines().enumerate().filter(|(_, l)| l.contains("start   work")).map(|(at, _)| at).collect();
+    assert_eq!(starts.len(), 3, "{}", said.stderr);
+    for line in space.run(&["history", "work[n=3]"]).stdout.lines().filter(|line| line.contains("took")) {
+        let took: f64 = line.split("took ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        assert!(took < 0.8 * 3.0 * 0.4, "{line}");
+    }
+}
+
+#[test]
 fn only_except_and_from_choose_what_runs() {
     let space = Space::of_commands(SWEEP);
     let run = |arguments: &[&str]| space.executed(arguments).into_iter().collect::<Vec<_>>();

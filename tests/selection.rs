@@ -104,6 +104,39 @@ fn refused(space: &Space) -> String {
     said.snapshot(space)
 }
 
+/// Every training site has a say, whichever sites are tested on.
+#[test]
+fn sites_that_are_not_tested_on_validate_as_well() {
+    let space = choosing("{protocol: leave-one-domain-out, among: [rate]}", "[method, backbone, held_out, seed]");
+    space.edit("siteline.yaml", "  held_out: sites\n", "  held_out: [A]\n");
+    let plan = space.run(&["plan", "-v"]);
+    assert!(plan.stdout.contains("1 + 2 trainings for each candidate"), "{}", plan.stdout);
+    for validated in ["left_out=A+B,rate=slow,seed=0,site=B", "left_out=A+C,rate=slow,seed=0,site=C"] {
+        assert!(plan.stdout.contains(validated), "{}", plan.stdout);
+    }
+}
+
+/// An oracle's mark stays on whatever is chosen among its choices, and stages that would lose it are refused.
+#[test]
+fn what_an_oracle_chose_stays_marked() {
+    let space = choosing("{protocol: oracle, among: [rate]}", "[method, backbone, held_out]");
+    let again = "  again: {uses: select, per: [method, backbone, held_out], with: {selection: training-domain-validation, among: [seed]}, needs: {candidates: train.select}}\n  evaluate:\n";
+    space.edit("siteline.yaml", "  evaluate:\n", again);
+    space.edit("siteline.yaml", "model: train.select", "model: again");
+    space.edit("siteline.yaml", "{uses: table, needs", "{uses: table, with: {over: []}, needs");
+    let said = space.run(&["run", "--plain"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    assert!(space.read("results/study/table.md").contains('‡'));
+    assert!(space.run(&["audit"]).stdout.contains("an oracle made it"));
+    let status = space.run(&["status"]).stdout;
+    assert!(status.contains("‡ chosen by an oracle"), "{status}");
+
+    let text = space.read("siteline.yaml")
+        + "  copy: {run: cp inputs/model/model.safetensors out, per: [method, backbone, held_out], needs: {model: again}, outputs: [out]}\n";
+    space.write("siteline.yaml", text);
+    insta::assert_snapshot!("the_mark_would_be_lost", refused(&space));
+}
+
 #[test]
 fn selections_that_cannot_be_carried_out_say_why() {
     let one = "[method, backbone, held_out, seed]";
@@ -112,6 +145,20 @@ fn selections_that_cannot_be_carried_out_say_why() {
     insta::assert_snapshot!("unknown_protocol", refused(&choosing("{protocol: orakel, among: [rate]}", one)));
     let several = "{protocol: [oracle, training-domain-validation], among: [rate]}";
     insta::assert_snapshot!("several_for_one", refused(&choosing(several, one)));
+
+    let repeated = "[method, backbone, held_out, seed, rate]";
+    insta::assert_snapshot!(
+        "repeated_over_candidates",
+        refused(&choosing("{protocol: oracle, among: [rate]}", repeated))
+    );
+    let space = choosing("{protocol: leave-one-domain-out, among: [rate]}", one);
+    space.edit("siteline.yaml", "slow, lr: 0.0001", "slow, lrr: 0.0001");
+    insta::assert_snapshot!("slip_in_a_group", refused(&space));
+    let space = choosing("{protocol: leave-one-domain-out, among: [rate]}", one);
+    let text = space.read("siteline.yaml");
+    let two: Vec<&str> = text.lines().filter(|line| !line.starts_with("  C: ")).collect();
+    space.write("siteline.yaml", two.join("\n"));
+    insta::assert_snapshot!("two_sites", refused(&space));
 
     let space = choosing(ALL, EACH);
     space.edit("siteline.yaml", "where: site != held_out}\n", "where: site != held_out and not held_out == A}\n");

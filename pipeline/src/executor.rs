@@ -24,6 +24,8 @@ pub(crate) enum Message {
     Line(usize, String),
     /// A worker ended.
     Ended(usize),
+    /// A command has its slots and begins.
+    Began(u64),
     /// What a command says while it is at work, by the number of its job.
     Said(u64, Reply),
     /// A command has ended: what it held is free while its outputs are taken in.

@@ -9,7 +9,7 @@ use fixedbitset::FixedBitSet;
 use petgraph::graph::NodeIndex;
 
 use crate::diagnostic::Diagnostic;
-use crate::graph::Graph;
+use crate::graph::{Graph, Instance};
 use crate::manifest::Loaded;
 use crate::protocol::{Identities, Role, SourceFrom, StageKind};
 
@@ -63,6 +63,44 @@ pub fn sites(loaded: &Loaded, graph: &Graph) -> Reached {
         sites[node.index()] = reached;
     }
     Reached { names, sites }
+}
+
+/// The instances that an oracle's choice reached: by node index.
+pub fn chosen_by_oracle(loaded: &Loaded, graph: &Graph) -> Vec<bool> {
+    let mut reached = vec![false; graph.dag.node_count()];
+    for node in &graph.order {
+        reached[node.index()] = graph
+            .reads(*node)
+            .any(|(input, needed)| reached[needed.index()] || is_oracle(&loaded.kinds, graph, *node, input));
+    }
+    reached
+}
+
+/// Models that an oracle chose, in the hands of stages that would not pass on that it did: one diagnostic a stage.
+pub fn check_oracles(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
+    const KEEPERS: [&str; 3] = ["select", "evaluate", "table"];
+    let reached = chosen_by_oracle(loaded, graph);
+    let mut stages = BTreeMap::new();
+    for node in &graph.order {
+        let instance = &graph.dag[*node];
+        let reads_chosen = graph.reads(*node).find(|(_, needed)| reached[needed.index()]);
+        let keeps = KEEPERS.contains(&loaded.kinds[instance.kind].name.as_str());
+        if let (Some((input, needed)), false) = (reads_chosen, keeps) {
+            stages.entry(instance.stage.as_ref()).or_insert((input, instance, &graph.dag[needed]));
+        }
+    }
+    let diagnostic = |(stage, (input, instance, needed)): (&str, (&str, &Instance, &Instance))| Diagnostic {
+        file: loaded.path.clone(),
+        span: Some(loaded.place(&["stages", stage, "needs", input])),
+        message: format!(
+            "`{}` reads `{}`, which an oracle had a part in, and would not say so in what it makes",
+            instance.name, needed.name
+        ),
+        hint: Some(
+            "only `evaluate`, `select` and `table` keep the mark of an oracle; choose by another protocol".into(),
+        ),
+    };
+    stages.into_iter().map(diagnostic).collect()
 }
 
 /// The two sides of a score: instances that flowed into the model, and instances that it is scored on.

@@ -203,6 +203,8 @@ pub enum NamedAxis {
 pub enum AxisValue {
     /// A whole number: a seed, say.
     Number(i64),
+    /// A fraction: a learning rate, say.
+    Fraction(f64),
     /// A word.
     Word(String),
     /// Several parameters under one name: `{name: wide, head_width: 256, lr: 0.001}`.
@@ -224,6 +226,7 @@ impl AxisValue {
     pub fn label(&self) -> String {
         match self {
             Self::Number(n) => n.to_string(),
+            Self::Fraction(x) => x.to_string(),
             Self::Word(word) => word.clone(),
             Self::Group(group) => group.name.clone(),
         }
@@ -233,6 +236,7 @@ impl AxisValue {
     pub fn params(&self, axis: &str) -> Map<String, Value> {
         match self {
             Self::Number(n) => Map::from_iter([(axis.to_owned(), Value::from(*n))]),
+            Self::Fraction(x) => Map::from_iter([(axis.to_owned(), Value::from(*x))]),
             Self::Word(word) => Map::from_iter([(axis.to_owned(), Value::from(word.as_str()))]),
             Self::Group(group) => {
                 let mut with = group.with.clone();

@@ -115,7 +115,8 @@ impl<'a> Planner<'a> {
         graph: Arc<Graph>,
         selection: &Selection,
     ) -> Result<Self, Diagnostics> {
-        let leaks = leakage::check_sites(loaded, &graph);
+        let mut leaks = leakage::check_sites(loaded, &graph);
+        leaks.extend(leakage::check_oracles(loaded, &graph));
         if !leaks.is_empty() {
             return Err(Diagnostics { list: leaks });
         }

@@ -136,7 +136,7 @@ pub fn run(
         checked: HashSet::new(),
         not_before: HashMap::new(),
         held_elsewhere: HashSet::new(),
-        waiting_for_gpu: HashSet::new(),
+        gpus_taken_until: None,
         outcomes,
         summary: Summary { run: id.clone(), ..Summary::default() },
         planner,
@@ -235,7 +235,8 @@ struct Driver<'r, 'p, 'g> {
     /// Ready instances that are not looked at before some time: another run computes them, or they failed before.
     not_before: HashMap<NodeIndex, Instant>,
     held_elsewhere: HashSet<NodeIndex>,
-    waiting_for_gpu: HashSet<NodeIndex>,
+    /// Other runs have the GPUs: instances that want one are not looked at before then.
+    gpus_taken_until: Option<Instant>,
     outcomes: OutcomeWriter,
     summary: Summary,
     planner: &'r mut Planner<'p>,

@@ -60,6 +60,7 @@ impl Audit {
             }
             side
         };
+        let chosen = leakage::chosen_by_oracle(planner.loaded, &planner.graph);
         let (mut clean, mut marked, mut refused, mut open) = (0, 0, 0, 0);
         for Sides { scorer, trained, scored } in leakage::sides(planner.loaded, &planner.graph) {
             let instance = &planner.graph.dag[scorer];
@@ -73,7 +74,10 @@ impl Audit {
                     "OPEN: not all sites are ingested yet"
                 } else {
                     clean += 1;
-                    "clean"
+                    match chosen[scorer.index()] {
+                        true => "clean, but for the choice of the model: an oracle made it, and tables say so",
+                        false => "clean",
+                    }
                 }
             } else if instance.in_domain {
                 marked += 1;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use siteline_cache::Access;
+use siteline_cache::{Access, InstanceOutcome};
 
 use super::Outcome;
 use crate::args::Common;
@@ -42,6 +42,20 @@ impl Log {
                 let bytes = std::fs::read(&path).map_err(CommandError::file("read", &path))?;
                 print!("{}", String::from_utf8_lossy(&bytes));
             }
+            return Ok(ExitCode::SUCCESS);
+        }
+        // What prints nothing has no log; what became of it is known all the same.
+        for run in project.store.runs().into_iter().filter(|run| run.manifest == *manifest) {
+            let outcomes = project.store.outcomes(&run.id);
+            let ran = |outcome: &&InstanceOutcome| ["executed", "failed"].contains(&outcome.outcome.as_str());
+            if let Some(outcome) = outcomes.iter().filter(ran).find(|outcome| outcome.instance == *name) {
+                let message = outcome.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+                println!("`{name}` printed nothing ({} in {}{message})", outcome.outcome, run.id);
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+        if let Some(last) = project.store.executions_of(manifest, name)?.first() {
+            println!("`{name}` ran in {}, whose logs are gone", last.run);
             return Ok(ExitCode::SUCCESS);
         }
         Err(CommandError::refused(format!("`{name}` never ran in this store"), None))

@@ -51,13 +51,15 @@ pub struct Selected {
     pub protocol: Protocol,
     /// The axes whose values the candidates were.
     pub among: Vec<String>,
+    /// Whether scores on the held-out site had a part in it, here or in an earlier choice.
+    pub oracle: bool,
 }
 
 impl SegmenterConfig {
     /// How the model was selected, in words for tables.
     pub fn selection_words(&self) -> String {
         let epoch = self.kept_epoch.words();
-        let Some(Selected { protocol, among }) = &self.selection else { return epoch.to_owned() };
+        let Some(Selected { protocol, among, .. }) = &self.selection else { return epoch.to_owned() };
         let by = match protocol {
             Protocol::TrainingDomainValidation => "training-domain validation",
             Protocol::LeaveOneDomainOut => "leave-one-domain-out cross-validation among the training sites",

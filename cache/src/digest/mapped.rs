@@ -1,16 +1,18 @@
 //! A very large file, mapped: hashed without the copy that reading it would cost.
 //!
 //! A mapped file that is cut short meanwhile ends the process that looks at it. So it is mapped only under a lease (`fcntl(2)`,
-//! `F_SETLEASE`): whoever would open it for writing or cut it short then waits until the lease is given back, which happens at
-//! the next piece. Where the kernel gives no lease (other people's files, network file systems, files that are being written),
-//! the file is read.
+//! `F_SETLEASE`): whoever would open it for writing or cut it short then waits until the lease is given back, which happens as soon
+//! as no piece is looked at any more. A page that cannot be read would end the process as well: each piece is brought into memory
+//! by a call that can fail. Where the kernel gives no lease (other people's files, network file systems, files that are being
+//! written) or no such call (before 5.14), the file is read.
 #![allow(unsafe_code, reason = "a mapping and three calls of fcntl, which no library wraps")]
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap};
 
 /// How long the kernel must leave a lease to its holder.
 const ENOUGH: Duration = Duration::from_secs(10);
@@ -22,12 +24,16 @@ const F_SETSIG: libc::c_int = 10;
 pub(super) struct Mapped<'f> {
     file: &'f File,
     bytes: Mmap,
+    /// Pieces that are being looked at; once the lease is wanted back, a number that never is 0 again.
+    looking: AtomicUsize,
 }
+
+/// Added to `looking` when the lease is wanted back.
+const WANTED: usize = 1 << 32;
 
 impl Drop for Mapped<'_> {
     fn drop(&mut self) {
-        // SAFETY: the descriptor is open as long as the file is borrowed.
-        unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
+        self.give_back();
     }
 }
 
@@ -55,14 +61,33 @@ impl<'f> Mapped<'f> {
             unsafe { libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_UNLCK) };
             return None;
         };
-        let mapped = Self { file, bytes };
+        let mapped = Self { file, bytes, looking: AtomicUsize::new(0) };
         (mapped.bytes.len() as u64 == length).then_some(mapped)
     }
 
-    /// Some bytes; `None` once somebody waits for the file. They are to be looked at within the time that the kernel leaves.
-    pub(super) fn piece(&self, start: u64, size: usize) -> Option<&[u8]> {
+    /// Looks at some bytes, for less than the time that the kernel leaves; `None` once somebody waits for the file, and where it
+    /// cannot be read.
+    pub(super) fn piece<T>(&self, start: u64, size: usize, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let enter = |n: usize| (n < WANTED).then_some(n + 1);
+        self.looking.fetch_update(Ordering::AcqRel, Ordering::Acquire, enter).ok()?;
         // SAFETY: the descriptor is open as long as the file is borrowed.
-        let lease = unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_GETLEASE) };
-        (lease == libc::F_RDLCK).then(|| self.bytes.get(start as usize..start as usize + size))?
+        let leased = unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_GETLEASE) } == libc::F_RDLCK;
+        let start = start as usize;
+        let there = || self.bytes.advise_range(Advice::PopulateRead, start, size).is_ok();
+        let seen = (leased && there()).then(|| self.bytes.get(start..start + size).map(look)).flatten();
+        if !leased {
+            // Once is enough: nobody comes in any more.
+            let _ =
+                self.looking.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < WANTED).then_some(n + WANTED));
+        }
+        if self.looking.fetch_sub(1, Ordering::AcqRel) == WANTED + 1 {
+            self.give_back();
+        }
+        seen
+    }
+
+    fn give_back(&self) {
+        // SAFETY: the descriptor is open as long as the file is borrowed.
+        unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
     }
 }

@@ -77,7 +77,8 @@ impl Job {
         let unable = |e: &dyn std::fmt::Display| Failure::new(format!("its working directory cannot be used: {e}"));
         let dir = self.workshop.set_up(&self.layout).map_err(|e| unable(&e))?;
         let started = SystemTime::now();
-        self.gate.take(self.threads);
+        self.gate.wait(self.number, self.threads);
+        let _ = self.tell.send(Message::Began(self.number));
         let executed = self.execute(&dir.path).map_err(|failure| match is_full(&dir.path) {
             true => Failure::new(format!("{}; the disk is full: `siteline gc` shows what could go", failure.message)),
             false => failure,

@@ -98,10 +98,16 @@ impl Workers {
         Ok(Worker { number, child, stdin, command: words.to_vec(), gpus: gpus.to_vec() })
     }
 
-    /// A worker has answered: it may take the next request.
+    /// A worker has answered: it may take the next request. One that has GPUs is ended, as it would go on to occupy their memory
+    /// while nobody holds a lease on them.
     pub(crate) fn release(&mut self, number: usize) {
-        if let Some(place) = self.busy.iter().position(|worker| worker.number == number) {
-            self.idle.push(self.busy.swap_remove(place));
+        let Some(place) = self.busy.iter().position(|worker| worker.number == number) else { return };
+        let mut worker = self.busy.swap_remove(place);
+        if worker.gpus.is_empty() {
+            self.idle.push(worker);
+        } else {
+            processes::kill_group(worker.child.id());
+            let _ = worker.child.wait();
         }
     }
 

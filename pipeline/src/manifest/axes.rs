@@ -65,7 +65,12 @@ fn from_file(path: &Path) -> Result<Vec<AxisValue>, String> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or("").trim()).filter(|line| !line.is_empty());
     let value = |line: &str| match line.parse::<i64>() {
         Ok(number) => AxisValue::Number(number),
-        Err(_) => AxisValue::Word(line.to_owned()),
+        Err(_) => match line.parse::<f64>() {
+            Ok(fraction) if fraction.is_finite() && line.starts_with(|c: char| c.is_ascii_digit() || c == '-') => {
+                AxisValue::Fraction(fraction)
+            }
+            _ => AxisValue::Word(line.to_owned()),
+        },
     };
     Ok(lines.map(value).collect())
 }

@@ -19,6 +19,7 @@ pub(super) fn check(loaded: &Loaded) -> Vec<Diagnostic> {
     let mut checker = Checker { loaded, axes, found: Vec::new() };
     checker.top();
     checker.include();
+    checker.groups();
     for (name, stage) in &loaded.manifest.stages {
         match loaded.added.contains_key(name) {
             true => checker.added(name, stage),
@@ -166,6 +167,48 @@ impl Checker<'_> {
             None => {
                 let message = format!("`selection` needs the stage kind `{wanted}`, which no pack has");
                 self.add(self.span(&["stages", name, "selection"]), message, None);
+            }
+        }
+    }
+
+    /// A chosen candidate is the same whatever the value on an axis that was chosen among: nothing is repeated over it.
+    fn choices(&mut self, name: &str, stage: &Stage, input: &str, needed: &str) {
+        let Some(origin) = self.loaded.added.get(needed) else { return };
+        let Some(selection) = &self.loaded.manifest.stages[origin].selection else { return };
+        let is_choice = selection::select_of(origin) == needed;
+        if let (true, Some(axis)) = (is_choice, selection.among.iter().find(|axis| stage.per.contains(axis))) {
+            let message =
+                format!("`{name}` is repeated per `{axis}`, which `{needed}` chooses among: all would be the same");
+            self.add(
+                self.span(&["stages", name, "needs", input]),
+                message,
+                Some(format!("leave `{axis}` out of `per`")),
+            );
+        }
+    }
+
+    /// Parameters in groups on axes that no stage takes are slips.
+    fn groups(&mut self) {
+        for (axis, values) in self.axes.clone() {
+            let stages: Vec<&Stage> =
+                self.loaded.manifest.stages.values().filter(|stage| stage.per.contains(&axis)).collect();
+            // A command is given whatever a group holds.
+            if stages.is_empty() || stages.iter().any(|stage| stage.run.is_some()) {
+                continue;
+            }
+            let kinds = stages.iter().filter_map(|stage| stage.uses.as_ref());
+            let params: BTreeSet<String> = kinds
+                .filter_map(|uses| self.loaded.kinds.iter().find(|kind| kind.name == *uses))
+                .filter_map(|kind| kind.params.get("properties")?.as_object())
+                .flat_map(|properties| properties.keys().cloned())
+                .collect();
+            for (place, value) in values.iter().enumerate() {
+                let AxisValue::Group(group) = value else { continue };
+                for param in group.with.keys().filter(|param| !params.contains(*param)) {
+                    let span = self.loaded.tree.key_span(&["axes", &axis, &place.to_string(), param]);
+                    let hint = suggest(param, "they take", params.iter().map(String::as_str));
+                    self.add(span, format!("no stage that is repeated per `{axis}` takes `{param}`"), Some(hint));
+                }
             }
         }
     }
@@ -337,6 +380,7 @@ impl Checker<'_> {
                 self.add(span, format!("stage kind `{}` says itself what `{input}` is", kind.name), None);
             }
             self.files(name, input, &join.stage, kind);
+            self.choices(name, stage, input, &join.stage);
             let both: Vec<String> = stage.per.iter().chain(&needed.per).cloned().collect();
             if let Some(filter) = &join.filter {
                 self.condition(filter, &["stages", name, "needs", input, "where"], &both);

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{Loaded, Manifest, check, json_schema};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::pack::{Home, Pack};
-use crate::protocol::StageKind;
+use crate::protocol::{Role, StageKind};
 use crate::tree::{Entry, Node, NodeValue};
 
 /// `--set stages.train.with.epochs=2`.
@@ -92,6 +92,13 @@ fn all_kinds(
     for (place, text) in manifest.packs.iter().enumerate() {
         let pack = Pack::ask(text, root).map_err(|e| (place, e.to_string()))?;
         for kind in pack.kinds {
+            if let Some(input) = kind.inputs.iter().find(|input| input.role == Role::Oracle) {
+                let (kind, input) = (&kind.name, &input.name);
+                return Err((
+                    place,
+                    format!("`{input}` of the stage kind `{kind}` has the role `oracle`, which is `select`'s"),
+                ));
+            }
             if kinds.iter().any(|known| known.name == kind.name) {
                 return Err((place, format!("two packs have a stage kind `{}`", kind.name)));
             }

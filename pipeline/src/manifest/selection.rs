@@ -7,7 +7,7 @@
 //! | stage | instances | what it is |
 //! |---|---|---|
 //! | `train` | one a candidate and held-out site | the candidates: n trainings for n held-out sites |
-//! | `train.pairs` | one a candidate and pair of sites | leave-one-domain-out: n(n-1)/2 trainings without either of two |
+//! | `train.pairs` | one a candidate and pair of sites, of which one at least is tested on | leave-one-domain-out: n(n-1)/2 trainings without either of two |
 //! | `train.validate` | two a pair | leave-one-domain-out: those models on each of the two sites |
 //! | `train.oracle` | one a candidate and held-out site | oracle: the candidates on the held-out site |
 //! | `train.select` | one a held-out site | the candidate that was chosen; this is what others read |
@@ -104,7 +104,8 @@ fn oracle_of(stage: &str) -> String {
     format!("{stage}.oracle")
 }
 
-fn select_of(stage: &str) -> String {
+/// Where others read the chosen candidate.
+pub fn select_of(stage: &str) -> String {
     format!("{stage}.select")
 }
 
@@ -179,7 +180,20 @@ impl Spelling<'_> {
         let mut added = IndexMap::new();
         let left_out = self.leaves_out()?;
         if protocols.contains(&Protocol::LeaveOneDomainOut) {
-            let pairs = pairs(axes.get(held_out).map(|axis| &axis.values[..axis.listed]).unwrap_or_default());
+            let labels = |axis: &str| -> Vec<String> {
+                axes.get(axis).into_iter().flat_map(|axis| &axis.values).map(AxisValue::label).collect()
+            };
+            let sites = labels(&left_out[0].axis);
+            if sites.len() < 3 {
+                let message = format!(
+                    "leave-one-domain-out trains without two sites at a time, and there are only {} on the axis `{}`",
+                    sites.len(),
+                    left_out[0].axis
+                );
+                let hint = "choose by `training-domain-validation`, or give it at least three sites".to_owned();
+                return Err(self.problem(&["selection", "protocol"], message, Some(hint)));
+            }
+            let pairs = pairs(&labels(held_out), &sites);
             self.claim(axes, LEFT_OUT, pairs)?;
             added.insert(pairs_of(self.name), self.pairs()?);
             added.insert(validate_of(self.name), self.validate(&left_out)?);
@@ -220,6 +234,10 @@ impl Spelling<'_> {
             let hint = "`selection: {protocol: leave-one-domain-out, among: [lr]}` with an axis `lr` of candidates";
             return Err(self.problem(&["selection"], message, Some(hint.into())));
         }
+        if let Some(twice) = protocols.iter().enumerate().find(|(place, one)| protocols[..*place].contains(one)) {
+            let message = format!("the protocol `{}` is there twice", twice.1.name());
+            return Err(self.problem(&["selection", "protocol"], message, None));
+        }
         if selection.among.contains(&selection.held_out) {
             let message =
                 format!("`{}` cannot be chosen among: each held-out site has its own model", selection.held_out);
@@ -256,7 +274,7 @@ impl Spelling<'_> {
         for (input, need) in &self.stage.needs {
             let join = need.join();
             let Some(condition) = join.filter.as_deref().and_then(|text| Condition::parse(text).ok()) else { continue };
-            for (axis, _, _) in self.inequalities(&condition) {
+            for (axis, _, _) in self.inequalities(join.filter.as_deref().unwrap_or_default(), &condition) {
                 found.push(LeavesOut { input: input.clone(), stage: join.stage.clone(), axis });
             }
         }
@@ -270,7 +288,7 @@ impl Spelling<'_> {
     }
 
     /// Every `AXIS != held_out` of a condition: the axis, and where the comparison stands in the text.
-    fn inequalities(&self, condition: &Condition) -> Vec<(String, usize, usize)> {
+    fn inequalities(&self, text: &str, condition: &Condition) -> Vec<(String, usize, usize)> {
         match condition {
             Condition::Not(inner) => {
                 let Condition::Equal(left, right) = inner.as_ref() else { return Vec::new() };
@@ -280,10 +298,14 @@ impl Spelling<'_> {
                     (false, true) => left,
                     _ => return Vec::new(),
                 };
-                let span = (other.word.clone(), left.at, right.at + right.word.len());
-                self.known.contains(&other.word).then_some(span).into_iter().collect()
+                // As it is written: `not site == held_out` and quoted words are left to be refused.
+                let end = right.at + right.word.len();
+                let between = text.get(left.at + left.word.len()..right.at).map(str::trim);
+                let plain = between == Some("!=") && text.get(right.at..end) == Some(right.word.as_str());
+                let span = (other.word.clone(), left.at, end);
+                (plain && self.known.contains(&other.word)).then_some(span).into_iter().collect()
             }
-            Condition::And(parts) => parts.iter().flat_map(|part| self.inequalities(part)).collect(),
+            Condition::And(parts) => parts.iter().flat_map(|part| self.inequalities(text, part)).collect(),
             _ => Vec::new(),
         }
     }
@@ -293,7 +315,7 @@ impl Spelling<'_> {
         // What cannot be read is refused by the checks of the stage itself.
         let Ok(condition) = Condition::parse(text) else { return Ok(text.to_owned()) };
         let held_out = &self.selection.held_out;
-        let found = self.inequalities(&condition);
+        let found = self.inequalities(text, &condition);
         let mentions = condition.comparisons().iter().filter(|(l, r)| [&l.word, &r.word].contains(&held_out)).count();
         if mentions != found.len() {
             let message =
@@ -376,7 +398,7 @@ impl Spelling<'_> {
             })
         };
         let when = self.stage.when.as_ref().filter(about_choices).cloned();
-        let with = Map::from_iter([("among".to_owned(), json!(among))]);
+        let with = Map::from_iter([("among".to_owned(), json!(among)), ("sites".to_owned(), json!(axis))]);
         Stage { uses: Some("select".to_owned()), per, when, needs, with, ..Stage::default() }
     }
 }
@@ -398,12 +420,17 @@ fn scoring(
     Stage { uses: Some("evaluate".to_owned()), per, when, needs, with, ..Stage::default() }
 }
 
-/// Every pair of values, each once.
-fn pairs(values: &[AxisValue]) -> Vec<AxisValue> {
-    let labels: Vec<String> = values.iter().map(AxisValue::label).collect();
-    let with_later = |(place, first): (usize, &String)| {
-        let joined = |second: &String| AxisValue::Word(format!("{first}{JOINS}{second}"));
-        labels[place + 1..].iter().map(joined).collect::<Vec<_>>()
-    };
-    labels.iter().enumerate().flat_map(with_later).collect()
+/// Every pair of a site that is tested on and any other site, each once.
+fn pairs(held_out: &[String], sites: &[String]) -> Vec<AxisValue> {
+    let mut all: Vec<&String> = sites.iter().collect();
+    all.extend(held_out.iter().filter(|site| !sites.contains(site)));
+    let mut found = Vec::new();
+    for (place, first) in all.iter().enumerate() {
+        for second in &all[place + 1..] {
+            if held_out.contains(first) || held_out.contains(second) {
+                found.push(AxisValue::Word(format!("{first}{JOINS}{second}")));
+            }
+        }
+    }
+    found
 }

@@ -18,6 +18,14 @@ impl Driver<'_, '_, '_> {
                 Some(number) => self.replied(number, worker, reply),
                 None => Ok(()),
             },
+            Message::Began(number) => {
+                if let Some(job) = self.jobs.get_mut(&number) {
+                    (job.started, job.started_ms) = (Instant::now(), now_ms());
+                    let instance = self.planner.graph.dag[job.node].name.clone();
+                    (self.tell)(Event::Started { instance });
+                }
+                Ok(())
+            }
             Message::Said(number, reply) => {
                 self.said(number, reply);
                 Ok(())

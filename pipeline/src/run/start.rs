@@ -12,7 +12,11 @@ impl Driver<'_, '_, '_> {
     pub(super) fn start_ready(&mut self) -> Result<(), StoreError> {
         loop {
             let now = Instant::now();
-            let may = |node: NodeIndex| self.not_before.get(&node).is_none_or(|time| *time <= now);
+            let gpus_taken = self.gpus_taken_until.is_some_and(|time| time > now);
+            let may = |node: NodeIndex| {
+                let waits = gpus_taken && self.planner.graph.dag[node].resources.gpu > 0;
+                !waits && self.not_before.get(&node).is_none_or(|time| *time <= now)
+            };
             let Some(node) = self.schedule.next(&self.pool, &may) else { return Ok(()) };
             self.advance(node)?;
             if self.settings.fail_fast && !self.summary.failed.is_empty() {
@@ -56,7 +60,13 @@ impl Driver<'_, '_, '_> {
         }
         let wanted = self.planner.graph.dag[node].resources.clone();
         let count = self.pool.gpus_for(&wanted);
-        let Some(gpus) = self.gpu_leases.take(self.pool.free_gpus(), count) else { return self.wait_for_gpu(node) };
+        let Some(gpus) = self.gpu_leases.take(self.pool.free_gpus(), count) else {
+            self.wait_for_gpu(node);
+            return Ok(());
+        };
+        if count > 0 {
+            self.gpus_taken_until = None;
+        }
         let held = self.pool.take(&wanted, gpus);
         if !manifest::command::is_command(self.planner.kind(node)) {
             // The slots are free: nobody was let in ahead of it.
@@ -65,14 +75,12 @@ impl Driver<'_, '_, '_> {
         self.start(node, resolved, claim, held)
     }
 
-    /// Another run on this machine has the GPUs.
-    fn wait_for_gpu(&mut self, node: NodeIndex) -> Result<(), StoreError> {
-        self.not_before.insert(node, Instant::now() + TICK * 5);
-        if self.waiting_for_gpu.insert(node) {
+    /// Other runs on this machine have the GPUs.
+    fn wait_for_gpu(&mut self, node: NodeIndex) {
+        if self.gpus_taken_until.replace(Instant::now() + TICK * 5).is_none() {
             let instance = self.name(node);
             (self.tell)(Event::WaitsForGpu { instance });
         }
-        Ok(())
     }
 
     /// Another run is at work on the key, or this one is, by way of an instance that comes to the same.
@@ -121,16 +129,17 @@ impl Driver<'_, '_, '_> {
             resolved,
         };
         match self.planner.loaded.homes[self.planner.graph.dag[node].kind].clone() {
+            // It is told to have started once it has its slots.
             Home::Command => self.start_command(number, &job, timeout)?,
             Home::Pack(command) => {
                 if let Err(message) = self.start_worker(number, &mut job, &command)? {
                     self.release(job.held);
                     return self.attempt_failed(node, Failure::new(message), Some(job.log_path));
                 }
+                (self.tell)(Event::Started { instance: name });
             }
         }
         self.schedule.set(node, Phase::Running);
-        (self.tell)(Event::Started { instance: name });
         self.jobs.insert(number, job);
         Ok(())
     }

@@ -12,7 +12,6 @@ use arrow::datatypes::{DataType, Field, Schema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use siteline_datasets::decode;
-use siteline_pipeline::manifest::selection::Protocol;
 use siteline_pipeline::protocol::{Role, StageKind};
 use tch::{Device, Kind, Tensor};
 
@@ -140,7 +139,7 @@ fn write_scores(ctx: &Ctx, rows: &[Row], in_domain: bool, config: &SegmenterConf
         Arc::new(Float64Array::from_iter_values(rows.iter().map(|r| of(&r.counts))))
     };
     let selection = config.selection_words();
-    let oracle = config.selection.as_ref().is_some_and(|selected| selected.protocol == Protocol::Oracle);
+    let oracle = config.selection.as_ref().is_some_and(|selected| selected.oracle);
     let mut writer =
         frame::Writer::new(&ctx.output("scores.parquet"), schema, &[("empty masks", "both empty: overlap 1".into())])?;
     writer.write(vec![

@@ -24,6 +24,13 @@ pub struct Params {
     pub selection: Protocol,
     /// The axes whose values are the candidates.
     pub among: Vec<String>,
+    /// The axis of the sites that scores are of.
+    #[serde(default = "site")]
+    pub sites: String,
+}
+
+fn site() -> String {
+    "site".to_owned()
 }
 
 /// The kind's specification.
@@ -102,7 +109,16 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         std::fs::copy(from, &to).map_err(StageError::io(&to))?;
     }
     let mut config = read_config(Ctx::file(candidates[chosen], "config.json")?)?;
-    config.insert("selection".to_owned(), serde_json::json!({"protocol": params.selection, "among": params.among}));
+    let mut oracle = params.selection == Protocol::Oracle;
+    for candidate in &candidates {
+        let earlier = read_config(Ctx::file(candidate, "config.json")?)?;
+        // Whatever chooses among what an oracle has chosen is an oracle's as well.
+        oracle |= earlier.get("selection").is_some_and(|earlier| earlier["oracle"] == true);
+    }
+    config.insert(
+        "selection".to_owned(),
+        serde_json::json!({"protocol": params.selection, "among": params.among, "oracle": oracle}),
+    );
     write_json(&ctx.output("config.json"), &config)?;
     let choice = Choice { protocol: params.selection, among: &params.among, chosen, candidates: weighed };
     write_json(&ctx.output("selection.json"), &choice)
@@ -116,7 +132,13 @@ fn weigh(ctx: &Ctx, params: &Params, candidate: &RunInput) -> Result<Candidate> 
     let on_sites = |input: &str| -> Result<BTreeMap<String, f64>> {
         let mut scores = BTreeMap::new();
         for scored in ctx.inputs(input).filter(of_it) {
-            scores.extend(mean_dice(Ctx::file(scored, "scores.parquet")?)?);
+            for (name, dice) in mean_dice(Ctx::file(scored, "scores.parquet")?)? {
+                // What the scores call the site, unless the sweep has a name for it.
+                let name = scored.point.get(&params.sites).cloned().unwrap_or(name);
+                if scores.insert(name.clone(), dice).is_some() {
+                    return Err(StageError::Request(format!("the candidate {values:?} has two scores of `{name}`")));
+                }
+            }
         }
         Ok(scores)
     };
