@@ -75,8 +75,11 @@ impl Seen<'_> {
 
 /// What a method adds to the trainer.
 pub trait Method {
-    /// Turns encoded features into what the head sees. `epoch` counts from 1; `None` is evaluation.
-    fn represent(&self, encoded: &Encoded, epoch: Option<usize>) -> Represented;
+    /// Turns encoded features into what the head sees: the features themselves, unless the method does more. `epoch` counts from 1;
+    /// `None` is evaluation.
+    fn represent(&self, encoded: &Encoded, _epoch: Option<usize>) -> Represented {
+        Represented { map: encoded.dense.shallow_clone(), intervened: None }
+    }
 
     /// Whether its penalties need every image's class.
     fn needs_labels(&self) -> bool {

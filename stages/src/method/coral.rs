@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::contract::{Encoded, Method, Penalty, Represented, Seen};
+use super::contract::{Method, Penalty, Seen};
 
 /// Parameters of CORAL.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -29,10 +29,6 @@ pub struct Coral {
 }
 
 impl Method for Coral {
-    fn represent(&self, encoded: &Encoded, _epoch: Option<usize>) -> Represented {
-        Represented { map: encoded.dense.shallow_clone(), intervened: None }
-    }
-
     /// Features are pooled over positions, one vector an image [I].
     fn penalties(&self, seen: &Seen) -> Vec<Penalty> {
         let pooled = seen.represented.map.mean_dim(Some([1i64].as_slice()), false, Kind::Float);

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-use super::contract::{Encoded, Method, Represented, Seen, Sizes};
+use super::contract::{Method, Seen, Sizes};
 
 /// Parameters of GroupDRO.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -37,10 +37,6 @@ impl GroupDro {
 }
 
 impl Method for GroupDro {
-    fn represent(&self, encoded: &Encoded, _epoch: Option<usize>) -> Represented {
-        Represented { map: encoded.dense.shallow_clone(), intervened: None }
-    }
-
     /// q_m grows by exp(eta loss_m) and is normalised; then the sum of q_m loss_m.
     fn objective(&self, seen: &Seen) -> Tensor {
         let losses = seen.losses_by_site();

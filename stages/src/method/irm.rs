@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::contract::{Encoded, Method, Penalty, Represented, Seen};
+use super::contract::{Method, Penalty, Seen};
 
 /// Parameters of IRM.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -30,10 +30,6 @@ pub struct Irm {
 }
 
 impl Method for Irm {
-    fn represent(&self, encoded: &Encoded, _epoch: Option<usize>) -> Represented {
-        Represented { map: encoded.dense.shallow_clone(), intervened: None }
-    }
-
     /// For each site the product of d/dw CE(w logits) at w = 1 on every other image and on the rest; their mean. Halves are
     /// images, not pixels [I].
     fn penalties(&self, seen: &Seen) -> Vec<Penalty> {

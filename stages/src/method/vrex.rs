@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-use super::contract::{Encoded, Method, Penalty, Represented, Seen};
+use super::contract::{Method, Penalty, Seen};
 
 /// Parameters of V-REx.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -30,10 +30,6 @@ pub struct Vrex {
 }
 
 impl Method for Vrex {
-    fn represent(&self, encoded: &Encoded, _epoch: Option<usize>) -> Represented {
-        Represented { map: encoded.dense.shallow_clone(), intervened: None }
-    }
-
     /// The mean over sites of (loss_m - mean)^2: divided by their number, not by one less.
     fn penalties(&self, seen: &Seen) -> Vec<Penalty> {
         let losses = seen.losses_by_site();
