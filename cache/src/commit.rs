@@ -6,8 +6,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -44,92 +43,116 @@ pub struct Committed {
     pub outcome: std::result::Result<Published, String>,
 }
 
-enum Order {
-    /// A record, and the lease that is given free once it is there.
-    Keep(Arc<Record>, Option<Claim>),
+/// A record, and the lease that is given free once it is there.
+type Kept = (Arc<Record>, Option<Claim>);
+
+/// What waits to be committed.
+#[derive(Default)]
+struct Waiting {
+    group: Vec<Kept>,
+    /// When the first of the group came.
+    since: Option<Instant>,
     /// Commit what is there without waiting for more.
-    Flush,
+    at_once: bool,
+    /// Nothing more will come.
+    over: bool,
+}
+
+impl Waiting {
+    /// How long to go on waiting; `None` if a commit is due.
+    fn wait(&self) -> Option<Duration> {
+        let Some(since) = self.since else { return Some(Duration::from_secs(3600)) };
+        let left = WINDOW.saturating_sub(since.elapsed());
+        let due = self.at_once || self.over || self.group.len() >= LARGEST || left.is_zero();
+        (!due).then_some(left)
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next group; `None` once there will be no more.
+    fn next(&self) -> Option<Vec<Kept>> {
+        let mut waiting = self.lock();
+        loop {
+            let Some(wait) = waiting.wait() else { break };
+            if waiting.over {
+                return None;
+            }
+            waiting = self.changed.wait_timeout(waiting, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        (waiting.since, waiting.at_once) = (None, false);
+        Some(std::mem::take(&mut waiting.group))
+    }
 }
 
 /// The committing thread of a run.
 pub struct Committer {
-    orders: Option<Sender<Order>>,
+    queue: Arc<Queue>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Committer {
     /// Starts the thread. `journal` names the run's journal; `tell` hears of every record once it is durable.
     pub fn start(store: Arc<Store>, journal: String, tell: impl Fn(Committed) + Send + 'static) -> Self {
-        let (orders, received) = channel();
-        let thread = std::thread::spawn(move || work(&store, &journal, &received, &tell));
-        Self { orders: Some(orders), thread: Some(thread) }
+        let queue: Arc<Queue> = Arc::default();
+        let groups = queue.clone();
+        let thread = std::thread::spawn(move || {
+            let mut writer = None;
+            while let Some(group) = groups.next() {
+                commit(&store, &journal, &mut writer, group, &tell);
+            }
+        });
+        Self { queue, thread: Some(thread) }
     }
 
     /// Hands over a record whose objects are in place.
     pub fn keep(&self, record: Arc<Record>, claim: Option<Claim>) {
-        if let Some(orders) = &self.orders {
-            // A thread that is gone has told of every record that it got; the run sees that this one is missing.
-            let _ = orders.send(Order::Keep(record, claim));
+        let mut waiting = self.queue.lock();
+        waiting.group.push((record, claim));
+        // The thread is woken for the first of a group and for the last, not for each.
+        let wakes = waiting.since.is_none() || waiting.group.len() == LARGEST;
+        waiting.since.get_or_insert_with(Instant::now);
+        drop(waiting);
+        if wakes {
+            self.queue.changed.notify_one();
         }
     }
 
     /// Asks for a commit without waiting for more.
     pub fn flush(&self) {
-        if let Some(orders) = &self.orders {
-            let _ = orders.send(Order::Flush);
+        let mut waiting = self.queue.lock();
+        if waiting.since.is_some() && !waiting.at_once {
+            waiting.at_once = true;
+            drop(waiting);
+            self.queue.changed.notify_one();
         }
     }
 }
 
 impl Drop for Committer {
     fn drop(&mut self) {
-        drop(self.orders.take());
+        self.queue.lock().over = true;
+        self.queue.changed.notify_one();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-fn work(store: &Store, journal: &str, orders: &Receiver<Order>, tell: &impl Fn(Committed)) {
-    let mut writer = None;
-    let mut group: Vec<(Arc<Record>, Option<Claim>)> = Vec::new();
-    let mut since = Instant::now();
-    loop {
-        let wait = if group.is_empty() { Duration::from_secs(3600) } else { WINDOW.saturating_sub(since.elapsed()) };
-        let due = match orders.recv_timeout(wait) {
-            Ok(Order::Keep(record, claim)) => {
-                if group.is_empty() {
-                    since = Instant::now();
-                }
-                group.push((record, claim));
-                group.len() >= LARGEST
-            }
-            Ok(Order::Flush) | Err(RecvTimeoutError::Timeout) => true,
-            Err(RecvTimeoutError::Disconnected) => {
-                commit(store, journal, &mut writer, &mut group, tell);
-                return;
-            }
-        };
-        if due {
-            commit(store, journal, &mut writer, &mut group, tell);
-        }
-    }
-}
-
 /// Commits a group and tells of each of its records.
-fn commit(
-    store: &Store,
-    journal: &str,
-    writer: &mut Option<Writer>,
-    group: &mut Vec<(Arc<Record>, Option<Claim>)>,
-    tell: &impl Fn(Committed),
-) {
-    if group.is_empty() {
-        return;
-    }
+fn commit(store: &Store, journal: &str, writer: &mut Option<Writer>, group: Vec<Kept>, tell: &impl Fn(Committed)) {
     let records: Vec<Arc<Record>> = group.iter().map(|(record, _)| record.clone()).collect();
     let outcomes = store.commit(journal, writer, &records);
-    for (place, (record, claim)) in group.drain(..).enumerate() {
+    for (place, (record, claim)) in group.into_iter().enumerate() {
         let outcome = match &outcomes {
             Ok(outcomes) => Ok(outcomes[place].clone()),
             Err(error) => Err(error.to_string()),

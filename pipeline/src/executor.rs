@@ -24,11 +24,9 @@ pub(crate) enum Message {
     Line(usize, String),
     /// A worker ended.
     Ended(usize),
-    /// A command has its slots and begins.
-    Began(u64),
     /// What a command says while it is at work, by the number of its job.
     Said(u64, Reply),
-    /// A command has ended: what it held is free while its outputs are taken in.
+    /// A command has ended: what it held is free while its outputs, which are large, are taken in.
     Freed(u64),
     /// A job's outputs are in the store, or why not.
     Made(u64, Result<Made, Failure>),

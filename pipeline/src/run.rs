@@ -283,7 +283,7 @@ impl Driver<'_, '_, '_> {
             }
             match self.messages.recv_timeout(TICK) {
                 Ok(message) => self.listen(message)?,
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => self.begun(),
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the driver holds a sender"),
             }
             // Whatever else has arrived belongs to the same look at what may start.

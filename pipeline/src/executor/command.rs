@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -66,6 +66,12 @@ pub(crate) struct Job {
     pub(crate) tell: Sender<Message>,
 }
 
+/// A process at work, and what it prints.
+struct Started {
+    child: Child,
+    output: OwnedFd,
+}
+
 impl Job {
     /// Carries it out and tells what came of it.
     pub(crate) fn carry_out(self) {
@@ -76,19 +82,21 @@ impl Job {
     fn work(&self) -> Result<Made, Failure> {
         let unable = |e: &dyn std::fmt::Display| Failure::new(format!("its working directory cannot be used: {e}"));
         let dir = self.workshop.set_up(&self.layout).map_err(|e| unable(&e))?;
-        let started = SystemTime::now();
-        self.gate.wait(self.number, self.threads);
-        let _ = self.tell.send(Message::Began(self.number));
-        let executed = self.execute(&dir.path).map_err(|failure| match is_full(&dir.path) {
+        let start = self.prepare(&dir.path)?;
+        let set_up = SystemTime::now();
+        let started = self.gate.start(self.number, self.threads, start);
+        let executed = started.and_then(|started| self.attend(started)).map_err(|failure| match is_full(&dir.path) {
             true => Failure::new(format!("{}; the disk is full: `siteline gc` shows what could go", failure.message)),
             false => failure,
         });
         self.gate.give(self.threads);
-        let _ = self.tell.send(Message::Freed(self.number));
         let made = executed.and_then(|()| {
             siteline_cache::sync_point::reach("after-stage");
             let files = work_dir::outputs(&dir.path, &self.layout)?;
-            match self.workshop.altered(&dir, &self.layout, started) {
+            if !is_little(&dir.path, &files) {
+                let _ = self.tell.send(Message::Freed(self.number));
+            }
+            match self.workshop.altered(&dir, &self.layout, set_up) {
                 Some(message) => Err(Failure::new(message)),
                 None => work_dir::take_in(&self.workshop.store, &dir.path, &files),
             }
@@ -99,7 +107,7 @@ impl Job {
         Ok(Made { outputs, environment })
     }
 
-    fn command(&self, dir: &std::path::Path) -> Command {
+    fn command(&self, dir: &Path) -> Command {
         let visible = self.layout.files.iter().map(|(_, path)| path.as_path()).chain([self.workshop.root()]);
         let front = self.sandbox.as_ref().map(|sandbox| sandbox.words(dir, visible)).unwrap_or_default();
         let mut words = front.into_iter().map(PathBuf::into_os_string).chain(self.words.iter().map(Into::into));
@@ -113,7 +121,7 @@ impl Job {
         let threads = self.threads.to_string();
         command
             .env("LANG", "C.UTF-8")
-            .env("TMPDIR", if self.sandbox.is_some() { std::path::Path::new("/tmp") } else { dir })
+            .env("TMPDIR", if self.sandbox.is_some() { Path::new("/tmp") } else { dir })
             .env("OMP_NUM_THREADS", &threads)
             .env("SITELINE_THREADS", threads)
             // By slot, as the driver's tools count them: CUDA would put the fastest first.
@@ -131,25 +139,33 @@ impl Job {
         command
     }
 
-    fn execute(&self, dir: &std::path::Path) -> Result<(), Failure> {
-        if self.groups.lock().stopped {
-            return Err(Failure::new("the run was stopped"));
-        }
-        let no_start = |e: std::io::Error| Failure::new(format!("`{}` cannot be started: {e}", self.words[0]));
-        let (read, write) = std::io::pipe().map_err(no_start)?;
+    /// Everything that can be done before there are slots. What is returned starts the process.
+    fn prepare(&self, dir: &Path) -> Result<impl FnOnce() -> Result<Started, Failure> + Send + 'static, Failure> {
+        let program = self.words[0].clone();
+        let no_start = move |e: std::io::Error| Failure::new(format!("`{program}` cannot be started: {e}"));
+        let (read, write) = std::io::pipe().map_err(&no_start)?;
         let mut command = self.command(dir);
-        command.stdin(Stdio::null()).stdout(write.try_clone().map_err(no_start)?).stderr(write).process_group(0);
-        let mut child = command.spawn().map_err(no_start)?;
-        {
-            let mut state = self.groups.lock();
-            state.leaders.insert(self.number, child.id());
+        command.stdin(Stdio::null()).stdout(write.try_clone().map_err(&no_start)?).stderr(write).process_group(0);
+        let (groups, number) = (self.groups.clone(), self.number);
+        Ok(move || {
+            if groups.lock().stopped {
+                return Err(Failure::new("the run was stopped"));
+            }
+            let child = command.spawn().map_err(no_start)?;
+            let mut state = groups.lock();
+            state.leaders.insert(number, child.id());
             if state.stopped {
                 processes::kill_group(child.id());
             }
-        }
-        // The writing ends that this process still has would keep the pipe open for ever.
-        drop(command);
-        let listened = self.listen(read.into(), child.id());
+            // The writing ends go with the command: with them this process would keep the pipe open for ever.
+            Ok(Started { child, output: read.into() })
+        })
+    }
+
+    /// Sees a started command through to its end.
+    fn attend(&self, started: Started) -> Result<(), Failure> {
+        let Started { mut child, output } = started;
+        let listened = self.listen(output, child.id());
         // Whatever it started and did not wait for ends with it.
         processes::kill_group(child.id());
         self.groups.lock().leaders.remove(&self.number);
@@ -232,8 +248,16 @@ fn drain(file: &mut File, buffer: &mut [u8], log: &mut Log) {
     }
 }
 
+/// Whether files are taken into the store in no time.
+fn is_little(dir: &Path, files: &[String]) -> bool {
+    const FEW: usize = 16;
+    const SMALL: u64 = 1 << 20;
+    let small = |file: &String| dir.join(file).metadata().is_ok_and(|meta| meta.len() < SMALL);
+    files.len() <= FEW && files.iter().all(small)
+}
+
 /// Whether next to nothing can be written below a folder.
-fn is_full(folder: &std::path::Path) -> bool {
+fn is_full(folder: &Path) -> bool {
     const LITTLE: u64 = 128 << 10;
     rustix::fs::statvfs(folder).is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) < LITTLE)
 }

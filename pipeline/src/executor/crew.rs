@@ -1,39 +1,74 @@
 //! Threads that carry out what blocks: kept for the next task, as a thread costs more than many a command.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 type Task = Box<dyn FnOnce() + Send>;
 
 /// As many threads as there were ever tasks at once.
-pub(crate) struct Crew {
-    tasks: Sender<Task>,
-    waiting: Arc<Mutex<Receiver<Task>>>,
-    idle: Arc<AtomicUsize>,
+pub(crate) struct Crew(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    tasks: VecDeque<Task>,
+    idle: usize,
+    over: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries out tasks until there are to be no more.
+    fn serve(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some(task) = state.tasks.pop_front() {
+                drop(state);
+                task();
+                state = self.lock();
+                continue;
+            }
+            if state.over {
+                return;
+            }
+            state.idle += 1;
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
+        }
+    }
 }
 
 impl Crew {
     pub(crate) fn new() -> Self {
-        let (tasks, waiting) = channel();
-        Self { tasks, waiting: Arc::new(Mutex::new(waiting)), idle: Arc::default() }
+        Self(Arc::default())
     }
 
     /// Has a task carried out, by an idle thread or a new one.
     pub(crate) fn carry_out(&self, task: impl FnOnce() + Send + 'static) {
-        let take_one = |idle: usize| idle.checked_sub(1);
-        if self.idle.fetch_update(Ordering::AcqRel, Ordering::Acquire, take_one).is_err() {
-            let (waiting, idle) = (self.waiting.clone(), self.idle.clone());
-            std::thread::spawn(move || {
-                loop {
-                    let task = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(task) = task else { return };
-                    task();
-                    idle.fetch_add(1, Ordering::AcqRel);
-                }
-            });
+        let mut state = self.0.lock();
+        state.tasks.push_back(Box::new(task));
+        if state.tasks.len() <= state.idle {
+            drop(state);
+            self.0.changed.notify_one();
+        } else {
+            drop(state);
+            let shared = self.0.clone();
+            std::thread::spawn(move || shared.serve());
         }
-        // The receiver lives as long as the crew.
-        let _ = self.tasks.send(Box::new(task));
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.0.lock().over = true;
+        self.0.changed.notify_all();
     }
 }

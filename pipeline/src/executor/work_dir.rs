@@ -238,19 +238,22 @@ impl Workshop {
                 let id = |input: &Input| (input.gathered.clone().unwrap_or_default(), input.key);
                 self.known(group.iter().map(id).collect(), || {
                     let path = self.fresh("several")?;
-                    let (mut parts, mut folders) = (Vec::new(), Vec::new());
-                    for input in group {
+                    let show = |input: &Input| -> io::Result<(Option<Arc<View>>, Vec<PathBuf>)> {
                         let place = path.join(input.gathered.as_deref().unwrap_or("all"));
                         if input.shared {
                             let part = self.artifact(input)?;
                             part.show(&place, IN_VIEW)?;
-                            parts.push(part);
-                        } else {
-                            folders.extend(self.link_files(&input.files, &place)?);
-                            folders.push(place);
+                            return Ok((Some(part), Vec::new()));
                         }
-                    }
-                    seal(path, folders, parts)
+                        let mut folders = self.link_files(&input.files, &place)?;
+                        folders.push(place);
+                        Ok((None, folders))
+                    };
+                    // A table reads thousands.
+                    let shown: Vec<_> = group.par_iter().with_min_len(16).map(show).collect::<io::Result<_>>()?;
+                    let (parts, folders): (Vec<_>, Vec<_>) = shown.into_iter().unzip();
+                    let folders = folders.into_iter().flatten().collect();
+                    seal(path, folders, parts.into_iter().flatten().collect())
                 })
             }
         }
@@ -339,14 +342,14 @@ fn empty(folder: &Path, depth: usize) -> io::Result<()> {
 /// Notes the times of a finished view's folders and takes the right to write away.
 fn seal(path: PathBuf, mut folders: Vec<PathBuf>, parts: Vec<Arc<View>>) -> io::Result<View> {
     folders.push(path.clone());
-    let mut stamped = Vec::with_capacity(folders.len());
-    for folder in folders {
+    let stamp = |folder: PathBuf| -> io::Result<Folder> {
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o555))?;
         let made = fs::metadata(&folder)?.modified()?;
         let entries = entries(&folder).unwrap_or(0);
-        stamped.push(Folder { path: folder, made, entries });
-    }
-    Ok(View { path, links: Default::default(), folders: stamped, parts })
+        Ok(Folder { path: folder, made, entries })
+    };
+    let folders = folders.into_par_iter().with_min_len(16).map(stamp).collect::<io::Result<_>>()?;
+    Ok(View { path, links: Default::default(), folders, parts })
 }
 
 impl Drop for Workshop {

@@ -5,7 +5,20 @@ use crate::executor::command::how_it_ended;
 use crate::protocol::Reply;
 
 impl Driver<'_, '_, '_> {
+    /// Commands that have got their slots and begun.
+    pub(super) fn begun(&mut self) {
+        for (number, when) in self.gate.begun() {
+            if let Some(job) = self.jobs.get_mut(&number) {
+                job.started = Instant::now() - when.elapsed().unwrap_or_default();
+                job.started_ms = names::ms(when);
+                let instance = self.planner.graph.dag[job.node].name.clone();
+                (self.tell)(Event::Started { instance });
+            }
+        }
+    }
+
     pub(super) fn listen(&mut self, message: Message) -> Result<(), StoreError> {
+        self.begun();
         match message {
             Message::Line(worker, line) => {
                 if let Some(log) = self.job_of(worker).and_then(|job| job.log.as_mut()) {
@@ -18,14 +31,6 @@ impl Driver<'_, '_, '_> {
                 Some(number) => self.replied(number, worker, reply),
                 None => Ok(()),
             },
-            Message::Began(number) => {
-                if let Some(job) = self.jobs.get_mut(&number) {
-                    (job.started, job.started_ms) = (Instant::now(), now_ms());
-                    let instance = self.planner.graph.dag[job.node].name.clone();
-                    (self.tell)(Event::Started { instance });
-                }
-                Ok(())
-            }
             Message::Said(number, reply) => {
                 self.said(number, reply);
                 Ok(())

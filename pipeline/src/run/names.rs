@@ -20,5 +20,10 @@ pub(super) fn run_id() -> String {
 
 /// Milliseconds since 1970.
 pub(super) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    ms(SystemTime::now())
+}
+
+/// A time as milliseconds since 1970.
+pub(super) fn ms(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
