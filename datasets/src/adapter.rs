@@ -21,6 +21,8 @@ pub struct Sample {
     pub class: Option<String>,
     /// The patient, qualified by the site or by its group: `kvasir/17`.
     pub patient: String,
+    /// A sentence about the image, if the site has one.
+    pub prompt: Option<String>,
 }
 
 /// A site's settings, as the manifest gives them.
@@ -31,6 +33,8 @@ pub struct SiteSettings {
     pub class: Option<Attribute>,
     /// Where the patient comes from.
     pub patient: Option<Attribute>,
+    /// Where the sentence comes from.
+    pub prompt: Option<Attribute>,
     /// The column of stems in the site's table.
     pub key: Option<String>,
     /// The group of sites that share patient numbers.
@@ -90,6 +94,7 @@ pub fn samples(site: &str, settings: &SiteSettings, files: &SiteFiles) -> Result
     };
     let class = Reader::new(site, "class", settings.class.as_ref(), table.as_ref())?;
     let patient = Reader::new(site, "patient", settings.patient.as_ref(), table.as_ref())?;
+    let prompt = Reader::new(site, "prompt", settings.prompt.as_ref(), table.as_ref())?;
     let group = settings.patient_group.as_deref().unwrap_or(site);
     files
         .images
@@ -106,6 +111,7 @@ pub fn samples(site: &str, settings: &SiteSettings, files: &SiteFiles) -> Result
                 mask: mask.clone(),
                 class: class.of(stem)?,
                 patient: format!("{group}/{patient}"),
+                prompt: prompt.of(stem)?,
             })
         })
         .collect()

@@ -3,12 +3,10 @@
 use std::io::Cursor;
 use std::path::Path;
 
-use fast_image_resize::images::Image as ResizeImage;
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::{DynamicImage, GenericImageView, ImageFormat, ImageReader};
-use siteline_cache::Digest;
 
 use crate::DatasetError;
+use crate::raster::{Mask, Rgb};
 
 /// Images with a shorter side carry nothing that could be segmented.
 pub const SMALLEST_SIDE: u32 = 8;
@@ -16,28 +14,6 @@ pub const SMALLEST_SIDE: u32 = 8;
 pub const LARGEST_PIXELS: u64 = 100_000_000;
 /// Masks whose largest value is at most this hold class indices.
 pub const LARGEST_INDEX: u16 = 31;
-
-/// A decoded image: RGB bytes, row by row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rgb {
-    /// Width in pixels.
-    pub width: u32,
-    /// Height in pixels.
-    pub height: u32,
-    /// width x height x 3 bytes.
-    pub bytes: Vec<u8>,
-}
-
-/// A binary mask, row by row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mask {
-    /// Width in pixels.
-    pub width: u32,
-    /// Height in pixels.
-    pub height: u32,
-    /// width x height bytes, 0 or 255.
-    pub bytes: Vec<u8>,
-}
 
 fn decode(path: &Path) -> Result<(DynamicImage, ImageFormat), DatasetError> {
     let bad = |reason: String| DatasetError::Content { path: path.to_owned(), reason };
@@ -99,46 +75,6 @@ pub fn read_mask(path: &Path) -> Result<Mask, DatasetError> {
     let largest = values.iter().copied().max().unwrap_or(0);
     let from = if largest <= LARGEST_INDEX { 1 } else { largest / 2 + 1 };
     Ok(Mask { width, height, bytes: values.into_iter().map(|v| if v >= from { 255 } else { 0 }).collect() })
-}
-
-impl Rgb {
-    /// The digest of the pixels and their size, whatever file they came in.
-    pub fn digest(&self) -> Digest {
-        let mut bytes = format!("{}x{}\0", self.width, self.height).into_bytes();
-        bytes.extend_from_slice(&self.bytes);
-        Digest::of_bytes(&bytes)
-    }
-
-    /// The whole image at `side` x `side` pixels by bicubic interpolation (Catmull-Rom) with the low-pass that shrinking
-    /// needs. An image of that size is returned as it is.
-    pub fn resized(&self, side: u32) -> Self {
-        if (self.width, self.height) == (side, side) {
-            return self.clone();
-        }
-        let alg = ResizeAlg::Convolution(FilterType::CatmullRom);
-        let bytes = resize(&self.bytes, (self.width, self.height), side, PixelType::U8x3, alg);
-        Self { width: side, height: side, bytes }
-    }
-}
-
-impl Mask {
-    /// The whole mask at `side` x `side` pixels, each the nearest of the original.
-    pub fn resized(&self, side: u32) -> Self {
-        if (self.width, self.height) == (side, side) {
-            return self.clone();
-        }
-        let bytes = resize(&self.bytes, (self.width, self.height), side, PixelType::U8, ResizeAlg::Nearest);
-        Self { width: side, height: side, bytes }
-    }
-}
-
-fn resize(bytes: &[u8], size: (u32, u32), side: u32, pixel: PixelType, alg: ResizeAlg) -> Vec<u8> {
-    let source = fast_image_resize::images::ImageRef::new(size.0, size.1, bytes, pixel)
-        .expect("the buffer has the image's size");
-    let mut target = ResizeImage::new(side, side, pixel);
-    let options = ResizeOptions::new().resize_alg(alg);
-    Resizer::new().resize(&source, &mut target, &options).expect("source and target have the same pixels");
-    target.into_vec()
 }
 
 /// Writes RGB bytes or a mask as a PNG file.

@@ -6,6 +6,7 @@ pub mod adapter;
 pub mod decode;
 mod error;
 pub mod phantom;
+pub mod raster;
 pub mod split;
 
 pub use error::DatasetError;

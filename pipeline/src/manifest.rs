@@ -84,6 +84,9 @@ pub struct Site {
     /// Where a sample's patient comes from. Without it every image counts as a patient of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patient: Option<Attribute>,
+    /// Where a sentence about each image comes from, for methods that read one: most often `{column: NAME}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<Attribute>,
     /// A CSV file with a column of image stems, for `{column: ...}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<String>,
@@ -107,7 +110,7 @@ pub enum Adapter {
     Pairs,
 }
 
-/// Where a sample's class or patient comes from.
+/// Where a sample's class, patient or sentence comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Attribute {
@@ -159,6 +162,14 @@ pub struct Backbone {
     #[serde(default = "head_width")]
     #[schemars(range(min = 1))]
     pub vision_head_width: u32,
+    /// Side of the input images in pixels, where it is another than the weights were trained with: the image tower's positions are
+    /// interpolated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub image_size: Option<u32>,
+    /// Whether that interpolation filters first, as open_clip's does; CRIS's and CLIPSeg's do not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub antialias: bool,
 }
 
 fn head_width() -> u32 {

@@ -16,9 +16,10 @@ use syn::visit::Visit;
 use syn::visit_mut::VisitMut;
 
 /// Kind, and its file below `stages/src`.
-const KINDS: [(&str, &str); 9] = [
+const KINDS: [(&str, &str); 10] = [
     ("ingest", "kind/ingest.rs"),
     ("clip-features", "kind/clip_features.rs"),
+    ("clip-weights", "kind/clip_weights.rs"),
     ("confounder-dictionary", "kind/confounder_dictionary.rs"),
     ("train", "kind/train.rs"),
     ("select", "kind/select.rs"),
@@ -43,7 +44,7 @@ const BY_METHOD: [&str; 2] = ["train", "evaluate"];
 /// Crates of the workspace that are followed, by their names in code.
 const FOLLOWED: [(&str, &str); 3] = [("crate", ""), ("siteline_datasets", "datasets"), ("siteline_tables", "tables")];
 /// Libraries that shape numbers, by their names in code.
-const LIBRARIES: [(&str, &str); 9] = [
+const LIBRARIES: [(&str, &str); 10] = [
     ("tch", "tch"),
     ("image", "image"),
     ("fast_image_resize", "fast_image_resize"),
@@ -51,6 +52,7 @@ const LIBRARIES: [(&str, &str); 9] = [
     ("parquet", "parquet"),
     ("polars", "polars"),
     ("rand_chacha", "rand_chacha"),
+    ("rand_distr", "rand_distr"),
     ("libm", "libm"),
     ("csv", "csv"),
 ];
@@ -76,7 +78,7 @@ pub fn all(workspace: &Path) -> Result<String, String> {
                     return Err(format!("{} is no part of its own fingerprint", file.display()));
                 }
                 libraries.extend(method.libraries.iter().cloned());
-                let name = file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+                let name = file.file_stem().map(|s| s.to_string_lossy().replace('_', "-")).unwrap_or_default();
                 prints.push(format!("\"{name}\":\"{}\"", method.digest()));
             }
             variants = format!("\"method\":{{{}}}", prints.join(","));

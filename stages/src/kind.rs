@@ -3,6 +3,7 @@
 //! This file only lists them; it is no part of any kind's code fingerprint, so a further kind reruns nothing.
 
 pub mod clip_features;
+pub mod clip_weights;
 pub mod confounder_dictionary;
 pub mod context;
 pub mod evaluate;
@@ -27,6 +28,7 @@ pub fn registry() -> Vec<(StageKind, Work)> {
     vec![
         (ingest::kind(), ingest::run),
         (clip_features::kind(), clip_features::run),
+        (clip_weights::kind(), clip_weights::run),
         (confounder_dictionary::kind(), confounder_dictionary::run),
         (train::kind(), train::run),
         (select::kind(), select::run),

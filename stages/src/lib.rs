@@ -1,9 +1,9 @@
 //! The built-in stage kinds and the models behind them: the only crate that links libtorch.
 
 pub mod checkpoint;
+pub mod data;
 pub mod dictionary;
 pub mod error;
-pub mod features;
 pub mod fingerprint;
 pub mod frame;
 pub mod kind;
@@ -17,4 +17,5 @@ pub mod resume;
 pub mod runtime;
 pub mod sampler;
 pub mod segmenter;
+pub mod shared;
 pub mod trainer;

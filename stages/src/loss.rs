@@ -15,6 +15,24 @@ pub fn segmentation_by_image(logits: &Tensor, masks: &Tensor) -> Tensor {
     losses.mean_dim(Some([1i64, 2].as_slice()), false, None::<Kind>)
 }
 
+/// One logit a pixel (B, 1, S, S) as the two of background and lesion: cross-entropy on these is binary cross-entropy on that.
+pub fn two_logits(lesion: &Tensor) -> Tensor {
+    Tensor::cat(&[&lesion.zeros_like(), lesion], 1)
+}
+
+/// 1 - (2 sum p t + e) / (sum p + sum t + e) for each image, mean over the batch; p is the probability of lesion (Milletari et al.
+/// 2016 with plain sums, as MONAI's `DiceLoss`).
+pub fn dice(logits: &Tensor, masks: &Tensor) -> Tensor {
+    const SMOOTH: f64 = 1e-5;
+    let probabilities = logits.softmax(1, None::<Kind>).select(1, 1);
+    let truth = masks.to_kind(probabilities.kind());
+    let sum = |x: Tensor| x.sum_dim_intlist([1i64, 2].as_slice(), false, None::<Kind>);
+    let overlap = sum(&probabilities * &truth) * 2.0 + SMOOTH;
+    let both = sum(probabilities) + sum(truth) + SMOOTH;
+    let missing: Tensor = 1.0 - overlap / both;
+    missing.mean(None::<Kind>)
+}
+
 /// L_causal = || mean_n F_ca[n] - (1/M) sum_m t_{k,m} ||^2, both sides of unit length, summed over d, mean over the batch
 /// (methods.md 1.6; the norm and the reductions are inferred). `intervened`: (B, N, d); `targets`: (B, d), the row of each
 /// image's class in the mean over m of t.

@@ -1,5 +1,8 @@
 //! Scores of one predicted mask against the truth.
 
+pub mod calibration;
+pub mod surface;
+
 use serde::{Deserialize, Serialize};
 
 /// Pixels by prediction and truth.

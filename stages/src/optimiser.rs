@@ -20,6 +20,8 @@ struct Variable {
     second: Tensor,
     /// Steps in which it had a gradient: a part of the model may join in later.
     steps: i32,
+    /// Its value before SAM's climb.
+    before: Option<Tensor>,
 }
 
 /// The optimiser of a model's trainable variables.
@@ -37,6 +39,7 @@ impl AdamW {
             first: value.zeros_like().detach(),
             second: value.zeros_like().detach(),
             steps: 0,
+            before: None,
             name,
             value,
         };
@@ -44,14 +47,52 @@ impl AdamW {
     }
 
     /// One step down the gradient of `loss`, which is scaled to the Euclidean norm `clip_norm` where it is longer; 0 leaves it.
-    pub fn step(&mut self, loss: &Tensor, lr: f64, clip_norm: f64) {
+    /// `factor` is what the learning rate is multiplied by for a variable; 0 leaves it alone.
+    pub fn step(&mut self, loss: &Tensor, lr: f64, clip_norm: f64, factor: &dyn Fn(&str) -> f64) {
+        self.differentiate(loss);
+        self.move_along(lr, clip_norm, factor);
+    }
+
+    fn differentiate(&mut self, loss: &Tensor) {
         self.variables.iter_mut().for_each(|variable| variable.value.zero_grad());
         loss.backward();
+    }
+
+    /// SAM's first half (Foret et al., ICLR 2021, equation 2): goes up the gradient of `loss` by the distance `rho`.
+    pub fn climb(&mut self, loss: &Tensor, rho: f64) {
+        self.differentiate(loss);
         tch::no_grad(|| {
-            let scale = self.clip_factor(clip_norm);
+            let Some(norm) = self.gradient_norm(&|_| 1.0) else { return };
             for variable in &mut self.variables {
                 let gradient = variable.value.grad();
-                if !gradient.defined() {
+                variable.before = Some(variable.value.copy());
+                if gradient.defined() {
+                    let _ = variable.value.g_add_(&(gradient * (rho / (&norm + 1e-12))));
+                }
+            }
+        });
+    }
+
+    /// SAM's second half: takes the gradient of `loss`, and goes back to where it climbed from.
+    pub fn descend_from_there(&mut self, loss: &Tensor) {
+        self.differentiate(loss);
+        tch::no_grad(|| {
+            for variable in &mut self.variables {
+                if let Some(before) = variable.before.take() {
+                    variable.value.copy_(&before);
+                }
+            }
+        });
+    }
+
+    /// Moves along the gradients that there are; as [`AdamW::step`].
+    pub fn move_along(&mut self, lr: f64, clip_norm: f64, factor: &dyn Fn(&str) -> f64) {
+        tch::no_grad(|| {
+            let scale = self.clip_factor(clip_norm, factor);
+            for variable in &mut self.variables {
+                let gradient = variable.value.grad();
+                let lr = lr * factor(&variable.name);
+                if !gradient.defined() || factor(&variable.name) == 0.0 {
                     continue;
                 }
                 variable.steps += 1;
@@ -68,19 +109,22 @@ impl AdamW {
     }
 
     /// What gradients are multiplied by, if they are longer than allowed.
-    fn clip_factor(&self, clip_norm: f64) -> Option<Tensor> {
+    fn clip_factor(&self, clip_norm: f64, factor: &dyn Fn(&str) -> f64) -> Option<Tensor> {
         if clip_norm <= 0.0 {
             return None;
         }
-        let squares: Vec<Tensor> = self
-            .variables
-            .iter()
+        Some((clip_norm / (self.gradient_norm(factor)? + 1e-6)).clamp_max(1.0))
+    }
+
+    /// Euclidean norm of the gradients of those variables that are moved; none without any.
+    fn gradient_norm(&self, factor: &dyn Fn(&str) -> f64) -> Option<Tensor> {
+        let moved = self.variables.iter().filter(|variable| factor(&variable.name) != 0.0);
+        let squares: Vec<Tensor> = moved
             .map(|variable| variable.value.grad())
             .filter(Tensor::defined)
             .map(|gradient| gradient.square().sum(Kind::Float))
             .collect();
-        let norm = Tensor::stack(&squares, 0).sum(Kind::Float).sqrt();
-        Some((clip_norm / (norm + 1e-6)).clamp_max(1.0))
+        (!squares.is_empty()).then(|| Tensor::stack(&squares, 0).sum(Kind::Float).sqrt())
     }
 
     /// Its moments, and the steps of each variable, by the variables' names.
@@ -146,7 +190,7 @@ mod tests {
                 let joined = if step < 12 { self.x.apply(&layer) } else { self.x.apply(&layer) + self.x.apply(&late) };
                 let loss = (joined - &self.y).square().mean(Kind::Float) * 30;
                 match (own, clip > 0.0) {
-                    (true, _) => adam.step(&loss, 0.01, clip),
+                    (true, _) => adam.step(&loss, 0.01, clip, &|_| 1.0),
                     (false, true) => theirs.backward_step_clip_norm(&loss, clip),
                     (false, false) => theirs.backward_step(&loss),
                 }

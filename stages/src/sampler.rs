@@ -5,9 +5,9 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::data::SiteData;
 use crate::error::{Result, StageError};
-use crate::features::FeatureSet;
-use crate::trainer::Params;
+use crate::trainer::params::Params;
 
 /// Draws as many samples from each site for every step; each site goes through its samples in an order of its own, which is
 /// drawn anew when all were used.
@@ -36,9 +36,9 @@ impl Sampler {
     ///
     /// # Errors
     /// A site without training samples, no site.
-    pub fn new(params: &Params, sites: &[FeatureSet]) -> Result<Self> {
-        let order = |site: &FeatureSet| {
-            let samples: Vec<i64> = (0..site.ids.len() as i64).filter(|i| !site.validates[*i as usize]).collect();
+    pub fn new(params: &Params, sites: &[SiteData]) -> Result<Self> {
+        let order = |site: &SiteData| {
+            let samples = site.rows(false);
             if samples.is_empty() {
                 return Err(StageError::Request(format!("the site `{}` has no training sample", site.site)));
             }

@@ -1,4 +1,4 @@
-//! The model that every frozen-feature method trains: adapter, method, head; and its way to disk and back.
+//! A model: encoder, adapter, method and head, or a network of its own; and its way to disk and back.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,14 +7,15 @@ use serde::{Deserialize, Serialize};
 use siteline_pipeline::manifest::selection::Protocol;
 use tch::{Device, Kind, Tensor, nn};
 
-use crate::checkpoint;
+use crate::checkpoint::{self, Tensors};
 use crate::dictionary::Dictionary;
 use crate::error::{Result, StageError};
-use crate::method::contract::{Encoded, Method, Represented, Sizes};
+use crate::method::contract::{At, Batch, Forward, Given, Method, Sizes};
 use crate::method::{self, MethodName, MethodParams};
-use crate::model::head::{Adapter, Head};
-use crate::model::transformer::l2_normalise;
-use crate::trainer::KeptEpoch;
+use crate::model::clip::ClipConfig;
+use crate::model::clip::weights::{ClipWeights, tokenizer_of};
+use crate::shared::{Encoder, EncoderConfig, Frozen, Shared, SharedConfig};
+use crate::trainer::params::KeptEpoch;
 
 /// Everything that a model is built by.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -23,18 +24,22 @@ pub struct SegmenterConfig {
     pub method: MethodName,
     /// Its parameters.
     pub params: MethodParams,
-    /// Sizes of features and dictionary.
+    /// Sizes of features, masks and dictionary.
     pub sizes: Sizes,
-    /// Pixels along a side of the output.
-    pub side: i64,
-    /// Channels inside the head.
-    pub head_width: i64,
-    /// Whether features pass a trainable adapter.
-    pub adapter: bool,
-    /// Whether features are brought to unit root mean square first.
-    pub normalise: bool,
+    /// What it reads of each image.
+    pub reads: Reads,
+    /// What it shares with other methods; a network of its own shares nothing.
+    pub shared: Option<SharedConfig>,
+    /// The CLIP whose towers the method builds, or that made its features.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<ClipConfig>,
+    /// The tokens of that CLIP's table, where it holds only some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<i64>>,
     /// The dictionary's classes, in the order of labels.
     pub classes: Vec<String>,
+    /// The dictionary's class prompts, in the same order.
+    pub class_prompts: Vec<String>,
     /// The epoch that the weights are of.
     pub epoch: usize,
     /// How that epoch was chosen.
@@ -42,6 +47,18 @@ pub struct SegmenterConfig {
     /// How the model was chosen among candidates, where it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selection: Option<Selected>,
+}
+
+/// What a model reads of each image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reads {
+    /// Cached features.
+    Features,
+    /// Cached activations in front of so many last blocks.
+    Activations(i64),
+    /// Pixels, so many a side.
+    Pixels(i64),
 }
 
 /// How a model was chosen among candidates.
@@ -69,6 +86,9 @@ impl SegmenterConfig {
     }
 }
 
+/// Variables of a method that start from CLIP's are named by this and OpenAI's names.
+const BACKBONE: &str = "method.backbone.";
+
 /// A model with its variables.
 pub struct Segmenter {
     /// What it was built by.
@@ -77,49 +97,53 @@ pub struct Segmenter {
     pub store: nn::VarStore,
     /// Its method.
     pub method: Box<dyn Method>,
-    adapter: Option<Adapter>,
-    head: Head,
+    shared: Shared,
 }
 
 impl Segmenter {
-    /// Builds a model at its initial values.
+    /// Builds a model at its initial values; what of it has values in `weights` starts from there. `frozen`: an encoder that is
+    /// run and not trained.
     ///
     /// # Errors
     /// A method without what it needs.
-    pub fn new(config: SegmenterConfig, dictionary: Option<&Dictionary>, device: Device) -> Result<Self> {
-        let store = nn::VarStore::new(device);
+    pub fn new(
+        config: SegmenterConfig,
+        dictionary: Option<&Dictionary>,
+        weights: Option<&ClipWeights>,
+        frozen: Option<Frozen>,
+        device: Device,
+    ) -> Result<Self> {
+        let mut store = nn::VarStore::new(device);
         let root = store.root();
-        // The head comes first: with one seed every method starts from the same head.
-        let head = Head::new(&(&root / "head"), config.sizes.d, config.head_width, config.side);
-        let adapter = config.adapter.then(|| Adapter::new(&(&root / "adapter"), config.sizes.d));
-        let method = method::build(config.method, &config.params, &(&root / "method"), &config.sizes, dictionary)?;
-        Ok(Self { config, store, method, adapter, head })
-    }
-
-    /// Features as the method sees them. `pooled`: (B, d); `dense`: (B, N, d).
-    pub fn encode(&self, pooled: &Tensor, dense: &Tensor) -> Encoded {
-        let prepare = |x: &Tensor| {
-            let scaled = if self.config.normalise {
-                l2_normalise(x) * (self.config.sizes.d as f64).sqrt()
-            } else {
-                x.shallow_clone()
-            };
-            self.adapter.as_ref().map_or_else(|| scaled.shallow_clone(), |adapter| adapter.forward(&scaled))
+        let shared = match &config.shared {
+            Some(shared) => Shared::new(&root, shared, frozen)?,
+            None => Shared::nothing(),
         };
-        Encoded { pooled: prepare(pooled), dense: prepare(dense) }
+        let given = Given {
+            sizes: config.sizes,
+            dictionary,
+            clip: config.clip.as_ref(),
+            weights,
+            tokenizer: config.clip.as_ref().map(|_| tokenizer_of(config.token_ids.as_deref())),
+            class_prompts: &config.class_prompts,
+        };
+        let method = method::build(config.method, &config.params, &(&root / "method"), given)?;
+        if let Some(weights) = weights {
+            for prefix in ["encoder.", BACKBONE] {
+                weights.fill(&mut store, prefix)?;
+            }
+        }
+        Ok(Self { config, store, method, shared })
     }
 
-    /// Logits (B, 2, S, S) of what the method made of the features.
-    pub fn decode(&self, represented: &Represented) -> Tensor {
-        self.head.forward(&represented.map)
+    /// From a batch to logits. `None` is evaluation.
+    pub fn forward(&self, batch: &Batch, at: Option<At>) -> Forward {
+        self.method.forward(&self.shared, batch, at)
     }
 
-    /// Predicted masks of cached features, without gradients: (B, S, S), true for lesion.
-    pub fn predict(&self, pooled: &Tensor, dense: &Tensor) -> Tensor {
-        tch::no_grad(|| {
-            let represented = self.method.represent(&self.encode(pooled, dense), None);
-            self.decode(&represented).argmax(1, false).to_kind(Kind::Bool)
-        })
+    /// Probabilities of lesion, without gradients: (B, S, S).
+    pub fn probabilities(&self, batch: &Batch) -> Tensor {
+        tch::no_grad(|| self.forward(batch, None).logits.softmax(1, Kind::Float).select(1, 1))
     }
 
     /// Writes `model.safetensors` and `config.json`.
@@ -127,23 +151,41 @@ impl Segmenter {
     /// # Errors
     /// Files that cannot be written.
     pub fn save(&self, weights: &Path, config: &Path) -> Result<()> {
-        checkpoint::write(weights, &checkpoint::of_store(&self.store), Kind::Float, &BTreeMap::new())?;
+        checkpoint::write(weights, &self.variables(), Kind::Float, &BTreeMap::new())?;
         let json = serde_json::to_string_pretty(&self.config).expect("a configuration is JSON");
         std::fs::write(config, json + "\n").map_err(StageError::io(config))
     }
 
-    /// Reads what [`Segmenter::save`] wrote.
+    /// Its variables by name.
+    pub fn variables(&self) -> Tensors {
+        checkpoint::of_store(&self.store)
+    }
+
+    /// Reads what [`Segmenter::save`] wrote. `weights` are those of its CLIP, for models that keep a frozen part of it out of
+    /// their own file.
     ///
     /// # Errors
     /// Files that do not hold a model.
-    pub fn load(weights: &Path, config: &Path, device: Device) -> Result<Self> {
+    pub fn load(model: &Path, config: &Path, weights: Option<&ClipWeights>, device: Device) -> Result<Self> {
         let text = std::fs::read(config).map_err(StageError::io(config))?;
         let parsed: SegmenterConfig = serde_json::from_slice(&text).map_err(|e| StageError::data(config, e))?;
         let epoch = parsed.epoch;
-        let mut model = Self::new(parsed, None, device)?;
-        checkpoint::fill(&mut model.store, &checkpoint::read(weights)?, weights)?;
-        model.store.freeze();
-        model.method.trained_until(epoch);
-        Ok(model)
+        let mut built = Self::new(parsed, None, weights, None, device)?;
+        checkpoint::fill(&mut built.store, &checkpoint::read(model)?, model)?;
+        built.store.freeze();
+        built.method.trained_until(epoch);
+        Ok(built)
     }
+}
+
+/// An encoder that is run and not trained.
+///
+/// # Errors
+/// Weights that do not fit.
+pub fn frozen(weights: &ClipWeights, config: &EncoderConfig, device: Device) -> Result<Frozen> {
+    let mut store = nn::VarStore::new(device);
+    let encoder = Encoder::new(&store.root(), config)?;
+    weights.fill(&mut store, "")?;
+    store.freeze();
+    Ok(Frozen { store, encoder })
 }

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use siteline_stages::checkpoint::{self, Tensors};
-use siteline_stages::method::contract::{Encoded, Method, Represented, Seen, Sizes};
+use siteline_stages::method::contract::{Encoded, Forward, Given, Method, Represented, Seen, Sizes};
 use siteline_stages::method::{self, MethodName, MethodParams};
 use tch::{Device, Tensor, nn};
 
@@ -23,9 +23,7 @@ fn agree(what: &str, found: &Tensor, expected: &Tensor) {
 
 /// A batch of the golden file, or the part of it that is of its first site.
 struct Batch {
-    encoded: Encoded,
-    represented: Represented,
-    logits: Tensor,
+    forward: Forward,
     masks: Tensor,
     sites: i64,
 }
@@ -36,19 +34,20 @@ impl Batch {
         let features = rows("features").set_requires_grad(true);
         let encoded = Encoded { pooled: features.copy(), dense: features.copy() };
         let represented = Represented { map: features, intervened: None };
-        Self { encoded, represented, logits: rows("logits").set_requires_grad(true), masks: rows("masks"), sites }
+        let logits = rows("logits").set_requires_grad(true);
+        Self {
+            forward: Forward { logits, other: None, inner: Some((encoded, represented)) },
+            masks: rows("masks"),
+            sites,
+        }
     }
 
     fn seen(&self, step: usize) -> Seen<'_> {
-        Seen {
-            encoded: &self.encoded,
-            represented: &self.represented,
-            logits: &self.logits,
-            masks: &self.masks,
-            labels: None,
-            sites: self.sites,
-            step,
-        }
+        Seen { forward: &self.forward, masks: &self.masks, labels: None, sites: self.sites, step, update: 0 }
+    }
+
+    fn map(&self) -> &Tensor {
+        &self.forward.inner.as_ref().unwrap().1.map
     }
 
     /// Objective and weighted penalties, and the gradient in the logits.
@@ -56,14 +55,15 @@ impl Batch {
         let seen = self.seen(step);
         let penalties = method.penalties(&seen).into_iter().map(|penalty| penalty.value * penalty.weight);
         let total = penalties.fold(method.objective(&seen), |sum, penalty| sum + penalty);
-        let gradient = Tensor::run_backward(&[&total], &[&self.logits], true, false).remove(0);
+        let gradient = Tensor::run_backward(&[&total], &[&self.forward.logits], true, false).remove(0);
         (total, gradient)
     }
 }
 
 fn build(name: MethodName, store: &nn::VarStore, sites: i64, params: &MethodParams) -> Box<dyn Method> {
-    let sizes = Sizes { d: 16, confounders: 0, classes: 0, sites };
-    method::build(name, params, &store.root(), &sizes, None).unwrap()
+    let sizes = Sizes { d: 16, side: 16, confounders: 0, classes: 0, sites };
+    let given = Given { sizes, dictionary: None, clip: None, weights: None, tokenizer: None, class_prompts: &[] };
+    method::build(name, params, &store.root(), given).unwrap()
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn losses_and_gradients_are_those_of_the_reference() {
 
     let found = method(MethodName::Coral).penalties(&batch.seen(0)).remove(0);
     agree("coral", &found.value, &golden["coral"]);
-    let gradient = Tensor::run_backward(&[&found.value], &[&batch.represented.map], false, false).remove(0);
+    let gradient = Tensor::run_backward(&[&found.value], &[batch.map()], false, false).remove(0);
     agree("coral's gradient", &gradient, &golden["coral_gradient"]);
 }
 

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use siteline_stages::checkpoint::{self, Tensors};
-use siteline_stages::model::clip::{Dense, weights};
+use siteline_stages::model::clip::{Dense, Tower, weights};
 use tch::{Device, Kind, Tensor};
 
 fn golden(name: &str) -> PathBuf {
@@ -19,23 +19,25 @@ fn agree(what: &str, found: &Tensor, expected: &Tensor) {
     assert!(difference / scale < 1e-4, "{what} differs by {difference} (largest value {scale})");
 }
 
+/// The token rows of the golden texts.
+fn rows_of(expected: &Tensors) -> Vec<Vec<Option<i64>>> {
+    let lengths = Vec::<i64>::try_from(&expected["lengths"]).unwrap();
+    let row = |(row, length): (usize, &i64)| {
+        (0..*length).map(|i| Some(expected["ids"].int64_value(&[row as i64, i]))).collect()
+    };
+    lengths.iter().enumerate().map(row).collect()
+}
+
 fn compare(file: &Path) {
     let (_store, clip) = weights::load(file, weights::Settings::default(), Device::Cpu).unwrap();
     let expected = checkpoint::read(&golden("expected.safetensors")).unwrap();
     tch::no_grad(|| {
         for (dense, name) in [(Dense::Values, "values"), (Dense::Tokens, "tokens")] {
-            let (pooled, patches) = clip.vision.forward(&expected["images"], dense);
+            let (pooled, patches) = clip.vision.forward(&expected["images"], dense, None);
             agree("pooled", &pooled, &expected["pooled"]);
             agree(name, &patches, &expected[name]);
         }
-        let ids = &expected["ids"];
-        let lengths = Vec::<i64>::try_from(&expected["lengths"]).unwrap();
-        let rows: Vec<Vec<Option<i64>>> = lengths
-            .iter()
-            .enumerate()
-            .map(|(row, length)| (0..*length).map(|i| Some(ids.int64_value(&[row as i64, i]))).collect())
-            .collect();
-        agree("texts", &clip.text.forward(&rows, Device::Cpu), &expected["texts"]);
+        agree("texts", &clip.text.forward(&rows_of(&expected), Device::Cpu), &expected["texts"]);
     });
     assert!((clip.logit_scale.double_value(&[]) - 2.5).abs() < 1e-3);
 }
@@ -62,6 +64,39 @@ fn open_clip_naming_agrees_with_transformers() {
     let file = dir.path().join("open_clip.safetensors");
     checkpoint::write(&file, &tensors, Kind::Float, &Default::default()).unwrap();
     compare(&file);
+}
+
+/// A modified ResNet, against open_clip: numbers made by tests/golden/clip/make_resnet.py.
+#[test]
+fn a_resnet_agrees_with_open_clip() {
+    let (_store, clip) =
+        weights::load(&golden("resnet.safetensors"), weights::Settings::default(), Device::Cpu).unwrap();
+    assert_eq!(clip.config.resnet, Some([2, 1, 1, 2]));
+    assert_eq!((clip.config.image_size, clip.config.grid(), clip.config.embed_dim), (64, 2, 64));
+    let expected = checkpoint::read(&golden("resnet_expected.safetensors")).unwrap();
+    let Tower::ResNet(tower) = &clip.vision else { panic!("it has a ResNet") };
+    tch::no_grad(|| {
+        let maps = tower.maps(&expected["images"], false, None);
+        agree("layer2", &maps[1], &expected["layer2"]);
+        agree("layer4", &maps[3], &expected["layer4"]);
+        let (pooled, dense) = clip.vision.forward(&expected["images"], Dense::Values, None);
+        agree("pooled", &pooled, &expected["pooled"]);
+        agree("dense", &dense, &expected["dense"]);
+        agree("texts", &clip.text.forward(&rows_of(&expected), Device::Cpu), &expected["texts"]);
+    });
+}
+
+/// Positions for another grid, as Python's bicubic interpolation makes them: the class token's stays.
+#[test]
+fn positions_are_interpolated_for_other_sizes() {
+    let settings = weights::Settings { image_size: Some(80), ..Default::default() };
+    let (_store, clip) = weights::load(&golden("openai.safetensors"), settings, Device::Cpu).unwrap();
+    assert_eq!((clip.config.image_size, clip.config.grid()), (80, 5));
+    let images = Tensor::zeros([1, 3, 80, 80], (Kind::Float, Device::Cpu));
+    assert_eq!(clip.vision.forward(&images, Dense::Values, None).1.size(), [1, 25, 32]);
+    let settings = weights::Settings { image_size: Some(50), ..Default::default() };
+    let refused = weights::load(&golden("openai.safetensors"), settings, Device::Cpu).unwrap_err().to_string();
+    assert!(refused.contains("a multiple of 16"), "{refused}");
 }
 
 #[test]
@@ -120,7 +155,7 @@ fn a_published_checkpoint_loads() {
     assert_eq!(texts.size(), [2, clip.config.embed_dim]);
     let side = clip.config.image_size;
     let images = Tensor::randn([1, 3, side, side], (Kind::Float, Device::Cpu));
-    let (pooled, dense) = tch::no_grad(|| clip.vision.forward(&images, Dense::Values));
+    let (pooled, dense) = tch::no_grad(|| clip.vision.forward(&images, Dense::Values, None));
     assert_eq!(pooled.size(), [1, clip.config.embed_dim]);
     assert_eq!(dense.size(), [1, clip.config.grid() * clip.config.grid(), clip.config.embed_dim]);
     assert!(dense.isfinite().all().int64_value(&[]) == 1);

@@ -2,7 +2,8 @@
 //!
 //! One file a site and backbone: id, patient, class, split, pooled feature (d floats), dense features (grid x grid x d
 //! floats, position by position), and the mask at working size, one bit a pixel. Floats are 32 bits, as the projection
-//! gives them, not normalised. The metadata names the weights and the preprocessing.
+//! gives them, not normalised. With `blocks_left` the tokens in front of a ViT's last blocks stand in their place: a training of
+//! those blocks reads no pixel. The metadata names the weights and the preprocessing.
 
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
@@ -12,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use siteline_cache::Digest;
-use siteline_datasets::decode::Rgb;
+use siteline_datasets::raster::Rgb;
 use siteline_pipeline::protocol::{Role, SourceFrom, SourceSpec, StageKind};
 use tch::{Device, Kind, Tensor};
 
@@ -21,7 +22,7 @@ use super::spec::{Spec, input, output};
 use crate::error::{Result, StageError};
 use crate::frame::{self, ROW_GROUP};
 use crate::memo::Memo;
-use crate::model::clip::{Clip, Dense, IMAGE_MEAN, IMAGE_STD, normalise_pixels, weights};
+use crate::model::clip::{Clip, Dense, IMAGE_MEAN, IMAGE_STD, Tower, normalise_pixels, weights};
 
 /// Parameters of `clip-features`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -29,6 +30,10 @@ use crate::model::clip::{Clip, Dense, IMAGE_MEAN, IMAGE_STD, normalise_pixels, w
 pub struct Params {
     /// How dense features are taken from the last block: `values` is MaskCLIP's value path, `tokens` the whole block.
     pub dense: Dense,
+    /// Stop in front of so many last blocks of a ViT and keep the tokens there, for `train` with `encoder: finetune`; 0 keeps
+    /// features.
+    #[schemars(range(min = 0))]
+    pub blocks_left: i64,
     /// Images that go through the encoder at once on a GPU; a CPU takes them one by one.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: usize,
@@ -36,7 +41,7 @@ pub struct Params {
 
 impl Default for Params {
     fn default() -> Self {
-        Self { dense: Dense::Values, batch: 32 }
+        Self { dense: Dense::Values, blocks_left: 0, batch: 32 }
     }
 }
 
@@ -58,6 +63,7 @@ struct Row {
     id: String,
     patient: String,
     class: Option<String>,
+    prompt: Option<String>,
     split: String,
 }
 
@@ -75,10 +81,7 @@ struct Ready {
 /// Weights that are no CLIP, pixels that cannot be read.
 pub fn run(ctx: &Ctx) -> Result<()> {
     let params: Params = ctx.params()?;
-    let source = ctx.source("weights")?;
-    let file = source.files.first().ok_or_else(|| StageError::Request("the backbone has no weights".into()))?;
-    let settings: weights::Settings = serde_json::from_value(source.settings.clone())
-        .map_err(|e| StageError::Request(format!("the backbone `{}`: {e}", source.name)))?;
+    let (file, settings) = ctx.backbone()?;
     let device = Device::cuda_if_available();
     let (_store, clip) = weights::load(&file.path, settings, device)?;
     let samples = ctx.input("samples")?;
@@ -87,21 +90,32 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let side = clip.config.image_size;
     let mask_side: u32 = frame::Reader::open(pixels, None)?.note("side")?;
     let (d, positions) = (clip.config.embed_dim as usize, (clip.config.grid() * clip.config.grid()) as usize);
-    let schema = Schema::new(vec![
+    let columns = match params.blocks_left {
+        0 => vec![("pooled", d), ("dense", positions * d)],
+        _ => vec![("tokens", (positions + 1) * clip.config.vision_width as usize)],
+    };
+    if params.blocks_left > 0 && (clip.config.resnet.is_some() || params.blocks_left > clip.config.vision_layers) {
+        let message = format!("this backbone's image tower has no {} last blocks", params.blocks_left);
+        return Err(StageError::Request(message));
+    }
+    let mut fields = vec![
         frame::text_field("id", false),
         frame::text_field("patient", false),
         frame::text_field("class", true),
+        frame::text_field("prompt", true),
         frame::text_field("split", false),
-        frame::floats_field("pooled", d),
-        frame::floats_field("dense", positions * d),
-        frame::bytes_field("mask", frame::packed_length(mask_side)),
-    ]);
+    ];
+    fields.extend(columns.iter().map(|(name, width)| frame::floats_field(name, *width)));
+    fields.push(frame::bytes_field("mask", frame::packed_length(mask_side)));
+    let schema = Schema::new(fields);
     let notes = [
         ("weights", file.digest.to_string()),
         ("model", serde_json::to_string(&clip.config).expect("a configuration is JSON")),
         ("grid", clip.config.grid().to_string()),
         ("embed_dim", d.to_string()),
         ("mask_side", mask_side.to_string()),
+        ("blocks_left", params.blocks_left.to_string()),
+        ("width", clip.config.vision_width.to_string()),
         ("dense", serde_json::to_string(&params.dense).expect("a word is JSON")),
         (
             "preprocessing",
@@ -132,15 +146,21 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         let of = rows
             .get(done..done + count)
             .ok_or_else(|| StageError::data(pixels, "it has more rows than samples.parquet"))?;
-        writer.write(vec![
+        let mut written = vec![
             frame::texts(of.iter().map(|r| Some(&r.id))),
             frame::texts(of.iter().map(|r| Some(&r.patient))),
             frame::texts(of.iter().map(|r| r.class.as_ref())),
+            frame::texts(of.iter().map(|r| r.prompt.as_ref())),
             frame::texts(of.iter().map(|r| Some(&r.split))),
-            frame::floats(d, features.iter().flat_map(|f| &f[..d]).copied().collect())?,
-            frame::floats(positions * d, features.iter().flat_map(|f| &f[d..]).copied().collect())?,
-            frame::bytes(batch.masks.iter())?,
-        ])?;
+        ];
+        let mut from = 0;
+        for (_, width) in &columns {
+            let values = features.iter().flat_map(|f| &f[from..from + width]).copied().collect();
+            written.push(frame::floats(*width, values)?);
+            from += width;
+        }
+        written.push(frame::bytes(batch.masks.iter())?);
+        writer.write(written)?;
         done += count;
         ctx.progress(done, rows.len(), "images");
     }
@@ -161,7 +181,7 @@ struct Encoder {
 }
 
 impl Encoder {
-    /// Pooled and dense features of `count` images, one after the other in one list each, and how many were computed.
+    /// Pooled and dense features, or tokens, of `count` images, one after the other in one list each, and how many were computed.
     ///
     /// An image's features must not depend on its neighbours, or one that was remembered would differ from one that is computed:
     /// a CPU encodes images one by one, which costs it nothing; a GPU always encodes as many as `batch` says.
@@ -178,10 +198,16 @@ impl Encoder {
             let padded = (0..at_once).map(|place| images[group.get(place).copied().unwrap_or(group[0])]);
             let bytes: Vec<u8> = padded.flatten().copied().collect();
             let batch = normalise_pixels(&bytes, at_once as i64, self.clip.config.image_size, self.device);
-            let (pooled, dense) = tch::no_grad(|| self.clip.vision.forward(&batch, self.params.dense));
+            let made = tch::no_grad(|| match (&self.clip.vision, self.params.blocks_left) {
+                (Tower::Vit(tower), left) if left > 0 => vec![tower.activations(&batch, left)],
+                (tower, _) => {
+                    let (pooled, dense) = tower.forward(&batch, self.params.dense, None);
+                    vec![pooled, dense]
+                }
+            });
             for (place, index) in group.iter().enumerate() {
-                let mut values = values(&pooled.get(place as i64))?;
-                values.extend(self::values(&dense.get(place as i64))?);
+                let parts = made.iter().map(|part| values(&part.get(place as i64)));
+                let values = parts.collect::<Result<Vec<_>>>()?.concat();
                 let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
                 self.memo.put(&keys[*index], &bytes);
                 features[*index] = Some(values);
@@ -204,11 +230,12 @@ fn read_rows(path: &Path) -> Result<Vec<Row>> {
     let mut reader = frame::Reader::open(path, None)?;
     let mut rows = Vec::new();
     while let Some(batch) = reader.next_batch()? {
-        let columns = [batch.texts("id")?, batch.texts("patient")?, batch.texts("class")?, batch.texts("split")?];
-        let [ids, patients, classes, splits] = columns;
-        for (((id, patient), class), split) in ids.into_iter().zip(patients).zip(classes).zip(splits) {
+        let columns = ["id", "patient", "class", "prompt", "split"].map(|name| batch.texts(name));
+        let [ids, patients, classes, prompts, splits] = columns;
+        let rest = classes?.into_iter().zip(prompts?).zip(splits?);
+        for ((id, patient), ((class, prompt), split)) in ids?.into_iter().zip(patients?).zip(rest) {
             let text = |value: Option<String>| value.ok_or_else(|| StageError::data(path, "a text is missing"));
-            rows.push(Row { id: text(id)?, patient: text(patient)?, class, split: text(split)? });
+            rows.push(Row { id: text(id)?, patient: text(patient)?, class, prompt, split: text(split)? });
         }
     }
     Ok(rows)

@@ -69,10 +69,7 @@ struct PromptsFile {
 /// A prompts file that cannot be understood, a prompt that is too long.
 pub fn run(ctx: &Ctx) -> Result<()> {
     let params: Params = ctx.params()?;
-    let backbone = ctx.source("weights")?;
-    let file = backbone.files.first().ok_or_else(|| StageError::Request("the backbone has no weights".into()))?;
-    let settings: weights::Settings = serde_json::from_value(backbone.settings.clone())
-        .map_err(|e| StageError::Request(format!("the backbone `{}`: {e}", backbone.name)))?;
+    let (file, settings) = ctx.backbone()?;
     let source = ctx.source("prompts")?;
     let path = source.files.first().ok_or_else(|| StageError::Request("no prompts file".into()))?;
     let prompts = read_prompts(&path.path, params.size)?;
@@ -82,7 +79,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         if !unknown.is_empty() {
             ctx.warn(format!(
                 "the backbone `{}` was not trained on {} in `{text}`: they embed as nothing",
-                backbone.name,
+                ctx.source("weights")?.name,
                 unknown.join(", ")
             ));
         }

@@ -3,27 +3,31 @@
 //! Writes `scores.parquet` (one row an image) and `overlays/`: the truth's outline in green and the prediction's in magenta, on the
 //! images when the stage also needs `samples`.
 
+mod scores;
+
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array};
-use arrow::datatypes::{DataType, Field, Schema};
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use siteline_datasets::decode;
-use siteline_pipeline::protocol::{Role, StageKind};
-use tch::{Device, Kind, Tensor};
+use siteline_pipeline::protocol::{Role, RunInput, StageKind};
+use tch::Device;
+
+use self::scores::Row;
 
 use super::context::Ctx;
 use super::spec::{Spec, input, output};
+use super::train::encoder_weights;
+use crate::data::{Content, SiteData};
 use crate::error::{Result, StageError};
-use crate::features::FeatureSet;
 use crate::frame;
 use crate::method::MethodName;
-use crate::metric::Counts;
-use crate::segmenter::{Segmenter, SegmenterConfig};
-use crate::trainer::score;
+use crate::metric::calibration::calibration;
+use crate::metric::{Counts, surface};
+use crate::segmenter::{Reads, Segmenter};
+use crate::trainer::batch::{self, Facts};
 
 /// Parameters of `evaluate`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -34,13 +38,18 @@ pub struct Params {
     pub overlays: usize,
     /// The method of the model, given by the axis of that name: it says whose code predicts.
     pub method: Option<MethodName>,
+    /// Tolerance of the NSD in pixels of the working size.
+    #[schemars(range(min = 0.0))]
+    pub nsd_tolerance: f64,
+    /// Seed by which sentences are shuffled, for a method that asks for that.
+    pub shuffle_seed: u64,
     /// Set by the stage's own `in_domain`: the model may have been trained on the site that it is scored on.
     pub in_domain: bool,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { overlays: 4, method: None, in_domain: false }
+        Self { overlays: 4, method: None, nsd_tolerance: 2.0, shuffle_seed: 0, in_domain: false }
     }
 }
 
@@ -48,12 +57,13 @@ impl Default for Params {
 pub fn kind() -> StageKind {
     Spec {
         name: "evaluate",
-        summary: "scores a model on the features of a site, image by image",
+        summary: "scores a model on the features or the pixels of a site, image by image",
         params: schemars::schema_for!(Params),
         inputs: vec![
             input("model", Role::Model, &["model.safetensors", "config.json"]),
-            input("features", Role::Scored, &["features.parquet"]).gathered(),
-            input("samples", Role::Scored, &["pixels.parquet"]).gathered().optional(),
+            input("features", Role::Scored, &["features.parquet"]).gathered().optional(),
+            input("samples", Role::Scored, &["samples.parquet", "pixels.parquet"]).gathered().optional(),
+            input("encoder", Role::Plain, &["weights.safetensors", "clip.json"]).optional(),
         ],
         sources: vec![],
         outputs: vec![output("scores.parquet"), output("overlays/")],
@@ -64,105 +74,116 @@ pub fn kind() -> StageKind {
 /// Scores the model.
 ///
 /// # Errors
-/// A model or features that cannot be read, or that do not fit each other.
+/// A model or data that cannot be read, or that do not fit each other.
 pub fn run(ctx: &Ctx) -> Result<()> {
     let params: Params = ctx.params()?;
     let input = ctx.input("model")?;
-    let weights = Ctx::file(input, "model.safetensors")?;
-    let model = Segmenter::load(weights, Ctx::file(input, "config.json")?, Device::cuda_if_available())?;
+    let (file, config) = (Ctx::file(input, "model.safetensors")?, Ctx::file(input, "config.json")?);
+    let weights = encoder_weights(ctx)?;
+    let model = Segmenter::load(file, config, weights.as_ref(), Device::cuda_if_available())?;
     if let Some(method) = params.method.filter(|method| *method != model.config.method) {
-        return Err(StageError::Request(format!(
-            "the model was trained with {:?}, not with {method:?}",
-            model.config.method
-        )));
+        let (trained, asked) = (model.config.method.word(), method.word());
+        return Err(StageError::Request(format!("the model was trained with {trained}, not with {asked}")));
     }
     let overlays = ctx.output("overlays");
     std::fs::create_dir_all(&overlays).map_err(StageError::io(&overlays))?;
     let mut rows = Vec::new();
-    for input in ctx.inputs("features") {
-        let name = input.point.get("site").map_or("all", String::as_str);
-        let site = FeatureSet::read(name, Ctx::file(input, "features.parquet")?)?;
-        if site.d() != model.config.sizes.d || site.mask_side() != model.config.side {
-            return Err(StageError::Request(format!(
-                "the features of the site `{name}` have another size than those of the training"
-            )));
-        }
+    let name = if matches!(model.config.reads, Reads::Pixels(_)) { "samples" } else { "features" };
+    for input in ctx.inputs(name) {
+        let site = read_site(&model, input)?;
+        let facts = Facts::of(&model, &site, params.shuffle_seed)?;
         let all: Vec<i64> = (0..site.ids.len() as i64).collect();
-        let counts = score(&model, &site, &all);
+        let predictions = predict(&model, &site, &facts, &all)?;
+        let found = score_site(&site, &predictions, &params);
         let pixels = ctx.inputs("samples").find(|samples| samples.point.get("site") == input.point.get("site"));
         let pixels = pixels.map(|samples| Ctx::file(samples, "pixels.parquet")).transpose()?;
-        draw(&params, &model, &site, pixels, &overlays)?;
-        rows.extend(counts.into_iter().enumerate().map(|(row, counts)| Row {
-            id: site.ids[row].clone(),
-            patient: site.patients[row].clone(),
-            class: site.classes[row].clone(),
-            site: name.to_owned(),
-            counts,
-        }));
+        draw(&params, &predictions, &site, pixels, &overlays)?;
+        rows.extend(found);
         ctx.progress(rows.len(), rows.len(), "images");
     }
-    let mean = rows.iter().map(|row| row.counts.dice()).sum::<f64>() / rows.len().max(1) as f64;
+    if rows.is_empty() {
+        let message = format!("the model reads {name}: give the stage `needs: {{{name}: ...}}`");
+        return Err(StageError::Request(message));
+    }
+    let mean = rows.iter().map(|row| row.counts.dice()).sum::<f64>() / rows.len() as f64;
     ctx.metric("mean dice", mean);
-    write_scores(ctx, &rows, params.in_domain, &model.config)
+    scores::write(&ctx.output("scores.parquet"), &rows, &params, &model.config)
 }
 
-struct Row {
-    id: String,
-    patient: String,
-    class: Option<String>,
-    site: String,
-    counts: Counts,
-}
-
-fn write_scores(ctx: &Ctx, rows: &[Row], in_domain: bool, config: &SegmenterConfig) -> Result<()> {
-    let whole = |name| Field::new(name, DataType::Int64, false);
-    let number = |name| Field::new(name, DataType::Float64, false);
-    let schema = Schema::new(vec![
-        frame::text_field("id", false),
-        frame::text_field("patient", false),
-        frame::text_field("class", true),
-        frame::text_field("site", false),
-        whole("tp"),
-        whole("fp"),
-        whole("fn"),
-        whole("tn"),
-        number("dice"),
-        number("iou"),
-        number("accuracy"),
-        Field::new("in_domain", DataType::Boolean, false),
-        frame::text_field("selection", false),
-        Field::new("oracle", DataType::Boolean, false),
-    ]);
-    let counts =
-        |of: fn(&Counts) -> i64| -> ArrayRef { Arc::new(rows.iter().map(|r| of(&r.counts)).collect::<Int64Array>()) };
-    let scores = |of: fn(&Counts) -> f64| -> ArrayRef {
-        Arc::new(Float64Array::from_iter_values(rows.iter().map(|r| of(&r.counts))))
+/// The data of one site, as the model reads them.
+fn read_site(model: &Segmenter, input: &RunInput) -> Result<SiteData> {
+    let name = input.point.get("site").map_or("all", String::as_str);
+    let site = match model.config.reads {
+        Reads::Pixels(side) => {
+            let (samples, pixels) = (Ctx::file(input, "samples.parquet")?, Ctx::file(input, "pixels.parquet")?);
+            SiteData::pixels(name, samples, pixels, Some(side))?
+        }
+        _ => SiteData::features(name, Ctx::file(input, "features.parquet")?)?,
     };
-    let selection = config.selection_words();
-    let oracle = config.selection.as_ref().is_some_and(|selected| selected.oracle);
-    let mut writer =
-        frame::Writer::new(&ctx.output("scores.parquet"), schema, &[("empty masks", "both empty: overlap 1".into())])?;
-    writer.write(vec![
-        frame::texts(rows.iter().map(|r| Some(&r.id))),
-        frame::texts(rows.iter().map(|r| Some(&r.patient))),
-        frame::texts(rows.iter().map(|r| r.class.as_ref())),
-        frame::texts(rows.iter().map(|r| Some(&r.site))),
-        counts(|c| c.tp),
-        counts(|c| c.fp),
-        counts(|c| c.r#fn),
-        counts(|c| c.tn),
-        scores(Counts::dice),
-        scores(Counts::iou),
-        scores(Counts::accuracy),
-        Arc::new(BooleanArray::from(vec![in_domain; rows.len()])),
-        frame::texts(rows.iter().map(|_| Some(&selection))),
-        Arc::new(BooleanArray::from(vec![oracle; rows.len()])),
-    ])?;
-    writer.finish()
+    let fits = match (model.config.reads, &site.content) {
+        (Reads::Features, Content::Features { pooled, .. }) => pooled.size()[1] == model.config.sizes.d,
+        (Reads::Activations(left), Content::Activations { blocks, .. }) => left == *blocks,
+        (Reads::Pixels(_), Content::Pixels(_)) => true,
+        _ => false,
+    };
+    if !fits || site.mask_side() != model.config.sizes.side {
+        return Err(StageError::Request(format!(
+            "the data of the site `{name}` have another size than those of the training"
+        )));
+    }
+    Ok(site)
+}
+
+/// Probabilities of lesion for each image, pixel by pixel.
+fn predict(model: &Segmenter, site: &SiteData, facts: &Facts, rows: &[i64]) -> Result<Vec<Vec<f32>>> {
+    let mut all = Vec::with_capacity(rows.len());
+    for chunk in rows.chunks(batch::AT_ONCE) {
+        let batch = batch::of_site(site, facts, chunk, model.store.device());
+        let probabilities = model.probabilities(&batch).to_device(Device::Cpu).contiguous();
+        for place in 0..chunk.len() as i64 {
+            all.push(Vec::<f32>::try_from(probabilities.get(place).view(-1))?);
+        }
+    }
+    Ok(all)
+}
+
+fn score_site(site: &SiteData, predictions: &[Vec<f32>], params: &Params) -> Vec<Row> {
+    let side = site.mask_side() as usize;
+    // Tensors stay in this thread; what follows is shared out.
+    let truths: Vec<Vec<bool>> = (0..site.ids.len()).map(|row| site.mask(row)).collect();
+    let SiteData { site: name, ids, patients, classes, .. } = site;
+    let mut rows: Vec<Row> = truths
+        .into_par_iter()
+        .enumerate()
+        .map(|(row, truth)| {
+            let probabilities = &predictions[row];
+            let predicted: Vec<bool> = probabilities.iter().map(|p| *p > 0.5).collect();
+            let near = scores::band(&truth, side);
+            Row {
+                id: ids[row].clone(),
+                patient: patients[row].clone(),
+                class: classes[row].clone(),
+                site: name.clone(),
+                size: "",
+                counts: Counts::of(&predicted, &truth),
+                surface: surface::compare(&predicted, &truth, side, params.nsd_tolerance),
+                calibration: calibration(probabilities, &truth, |_| true),
+                at_boundary: calibration(probabilities, &truth, |place| near[place]),
+            }
+        })
+        .collect();
+    scores::name_sizes(&mut rows);
+    rows
 }
 
 /// Draws some images of a site with both outlines.
-fn draw(params: &Params, model: &Segmenter, site: &FeatureSet, pixels: Option<&Path>, folder: &Path) -> Result<()> {
+fn draw(
+    params: &Params,
+    predictions: &[Vec<f32>],
+    site: &SiteData,
+    pixels: Option<&Path>,
+    folder: &Path,
+) -> Result<()> {
     let count = params.overlays.min(site.ids.len());
     let rows: Vec<usize> = (0..count).map(|i| i * site.ids.len() / count.max(1)).collect();
     let side = site.mask_side() as usize;
@@ -173,10 +194,8 @@ fn draw(params: &Params, model: &Segmenter, site: &FeatureSet, pixels: Option<&P
     };
     for row in rows {
         let id = &site.ids[row];
-        let index = Tensor::from_slice(&[row as i64]);
-        let of = |tensor: &Tensor| tensor.index_select(0, &index).to_device(model.store.device());
-        let predicted = mask_of(&model.predict(&of(&site.pooled), &of(&site.dense)))?;
-        let truth = mask_of(&site.masks.index_select(0, &index))?;
+        let predicted: Vec<bool> = predictions[row].iter().map(|p| *p > 0.5).collect();
+        let truth = site.mask(row);
         let grey = vec![96u8; side * side * 3];
         let image = images.get(id.as_str()).unwrap_or(&grey);
         if image.len() != side * side * 3 {
@@ -186,11 +205,6 @@ fn draw(params: &Params, model: &Segmenter, site: &FeatureSet, pixels: Option<&P
         decode::write_png(&folder.join(format!("{}.{id}.png", site.site)), (large, large), &bytes, false)?;
     }
     Ok(())
-}
-
-fn mask_of(mask: &Tensor) -> Result<Vec<bool>> {
-    let bytes = Vec::<u8>::try_from(mask.to_device(Device::Cpu).to_kind(Kind::Uint8).contiguous().view(-1))?;
-    Ok(bytes.into_iter().map(|b| b > 0).collect())
 }
 
 fn read_images(path: &Path, wanted: &HashMap<&str, ()>) -> Result<HashMap<String, Vec<u8>>> {

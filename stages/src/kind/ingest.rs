@@ -13,7 +13,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use siteline_cache::Digest;
 use siteline_datasets::adapter::{self, OnBadFile, Sample, SiteFiles, SiteSettings};
-use siteline_datasets::decode::{self, Mask, Rgb};
+use siteline_datasets::decode;
+use siteline_datasets::raster::{Mask, Rgb};
 use siteline_datasets::{DatasetError, split};
 use siteline_pipeline::protocol::{
     Identities, Identity, OutputSpec, Purpose, RunSource, SourceFrom, SourceSpec, StageKind,
@@ -163,6 +164,7 @@ fn write_samples(ctx: &Ctx, raw: &RunSource, read: &[Read], splits: &[&str]) -> 
         frame::text_field("id", false),
         frame::text_field("patient", false),
         frame::text_field("class", true),
+        frame::text_field("prompt", true),
         frame::text_field("split", false),
         frame::text_field("image_digest", true),
         frame::text_field("mask_digest", true),
@@ -176,6 +178,7 @@ fn write_samples(ctx: &Ctx, raw: &RunSource, read: &[Read], splits: &[&str]) -> 
         frame::texts(read.iter().map(|r| Some(&r.sample.id))),
         frame::texts(read.iter().map(|r| Some(&r.sample.patient))),
         frame::texts(read.iter().map(|r| r.sample.class.as_ref())),
+        frame::texts(read.iter().map(|r| r.sample.prompt.as_ref())),
         frame::texts(splits.iter().map(Some)),
         frame::texts(read.iter().map(|r| digest("image", r))),
         frame::texts(read.iter().map(|r| digest("mask", r))),

@@ -117,6 +117,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         patch_size: params.patch_size,
         vision_width: params.vision_width,
         vision_layers: params.vision_layers,
+        resnet: None,
         vision_head_width: HEAD_WIDTH,
         context_length: 77,
         vocab_size: token_ids.len() as i64,
@@ -164,7 +165,7 @@ fn train(ctx: &Ctx, params: &Params, clip: &Clip, store: &nn::VarStore, bank: &C
         optimiser.set_lr(params.lr * rate);
         let batch = pool.batch(params.seed, step, params.batch);
         let images = pool.images(&batch, store.device());
-        let (pooled, patches) = clip.vision.forward(&images, Dense::Values);
+        let (pooled, patches) = clip.vision.forward(&images, Dense::Values, None);
         let texts = l2_normalise(&clip.text.forward(&rows, store.device()));
         let scale = clip.logit_scale.clamp(0.0, 100f64.ln()).exp();
         let logits = l2_normalise(&pooled).matmul(&texts.tr()) * &scale;

@@ -1,4 +1,4 @@
-//! `train`: features of the training sites to a segmentation model, by one of the registered methods.
+//! `train`: features or pixels of the training sites to a segmentation model, by one of the registered methods.
 //!
 //! Writes `model.safetensors`, `config.json` (what the model is built by) and `history.parquet` (one row an epoch).
 
@@ -12,22 +12,27 @@ use tch::Device;
 
 use super::context::Ctx;
 use super::spec::{Spec, input, output};
+use crate::data::{Content, SiteData};
 use crate::dictionary::Dictionary;
 use crate::error::{Result, StageError};
-use crate::features::FeatureSet;
 use crate::frame;
-use crate::method::contract::Sizes;
-use crate::segmenter::{Segmenter, SegmenterConfig};
-use crate::trainer::{self, EpochRow, Params};
+use crate::method::contract::{Sizes, Wants};
+use crate::model::clip::weights::ClipWeights;
+use crate::segmenter::{Reads, Segmenter, SegmenterConfig, frozen};
+use crate::shared::{EncoderConfig, Frozen, SharedConfig};
+use crate::trainer::params::{EncoderMode, Params};
+use crate::trainer::{self, EpochRow};
 
 /// The kind's specification.
 pub fn kind() -> StageKind {
     Spec {
         name: "train",
-        summary: "trains a segmentation method on the cached features of the training sites",
+        summary: "trains a segmentation method on the training sites, from cached features or from pixels",
         params: schemars::schema_for!(Params),
         inputs: vec![
-            input("features", Role::Plain, &["features.parquet"]).gathered(),
+            input("features", Role::Plain, &["features.parquet"]).gathered().optional(),
+            input("samples", Role::Plain, &["samples.parquet", "pixels.parquet"]).gathered().optional(),
+            input("encoder", Role::Plain, &["weights.safetensors", "clip.json"]).optional(),
             input("dictionary", Role::Plain, &["dictionary.safetensors", "prompts.json"]).optional(),
         ],
         sources: vec![],
@@ -39,25 +44,12 @@ pub fn kind() -> StageKind {
 /// Trains.
 ///
 /// # Errors
-/// Features that do not fit each other or the dictionary, a loss that is not a number.
+/// Data that do not fit each other, the method or the dictionary; a loss that is not a number.
 pub fn run(ctx: &Ctx) -> Result<()> {
     let params: Params = ctx.params()?;
-    let sites = ctx
-        .inputs("features")
-        .map(|input| {
-            let site = input.point.get("site").map_or("all", String::as_str);
-            FeatureSet::read(site, Ctx::file(input, "features.parquet")?)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let first = sites.first().ok_or_else(|| StageError::Request("there is no site to train on".into()))?;
-    if let Some(other) =
-        sites.iter().find(|s| s.dense.size()[1..] != first.dense.size()[1..] || s.mask_side() != first.mask_side())
-    {
-        return Err(StageError::Request(format!(
-            "the sites `{}` and `{}` have features of different sizes",
-            first.site, other.site
-        )));
-    }
+    let device = Device::cuda_if_available();
+    let weights = encoder_weights(ctx)?;
+    let sites = read_sites(ctx, &params, weights.as_ref())?;
     let dictionary = match ctx.inputs("dictionary").next() {
         None => None,
         Some(input) => {
@@ -65,25 +57,9 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         }
     };
     tch::manual_seed(params.seed as i64);
-    let config = SegmenterConfig {
-        method: params.method,
-        params: params.of_methods(),
-        sizes: Sizes {
-            d: first.d(),
-            confounders: dictionary.as_ref().map_or(0, |d| d.z.size()[0]),
-            classes: dictionary.as_ref().map_or(0, |d| d.classes.size()[0]),
-            sites: sites.len() as i64,
-        },
-        side: first.mask_side(),
-        head_width: params.head_width,
-        adapter: params.adapter,
-        normalise: params.normalise,
-        classes: dictionary.as_ref().map(|d| d.prompts.classes.clone()).unwrap_or_default(),
-        epoch: 0,
-        kept_epoch: params.kept_epoch,
-        selection: None,
-    };
-    let mut model = Segmenter::new(config, dictionary.as_ref(), Device::cuda_if_available())?;
+    let (config, frozen) = configure(&params, &sites, weights.as_ref(), dictionary.as_ref(), device)?;
+    let mut model = Segmenter::new(config, dictionary.as_ref(), weights.as_ref(), frozen, device)?;
+    freeze_early_blocks(&mut model, &params);
     let parameters: usize = model.store.trainable_variables().iter().map(tch::Tensor::numel).sum();
     ctx.log(format!("{parameters} trainable parameters, {} sites", sites.len()));
     ctx.metric("trainable parameters", parameters as f64);
@@ -101,6 +77,146 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     }
     model.save(&ctx.output("model.safetensors"), &ctx.output("config.json"))?;
     write_history(ctx, &rows)
+}
+
+/// CLIP's weights, where the stage needs `encoder`.
+///
+/// # Errors
+/// Files that hold something else.
+pub fn encoder_weights(ctx: &Ctx) -> Result<Option<ClipWeights>> {
+    let read =
+        |input| ClipWeights::read_written(Ctx::file(input, "weights.safetensors")?, Ctx::file(input, "clip.json")?);
+    ctx.inputs("encoder").next().map(read).transpose()
+}
+
+/// The training sites, as the method reads them.
+fn read_sites(ctx: &Ctx, params: &Params, weights: Option<&ClipWeights>) -> Result<Vec<SiteData>> {
+    let wants = params.method.wants();
+    let has_features = ctx.inputs("features").next().is_some();
+    let (name, what) = match wants {
+        Wants::Shared if has_features => ("features", "features"),
+        Wants::Shared => ("samples", "features (or samples and an encoder)"),
+        Wants::SharedOnFeatures | Wants::Features => ("features", "features"),
+        Wants::SharedOnPixels => ("samples", "samples and an encoder"),
+        Wants::Pixels => ("samples", "samples"),
+    };
+    if ctx.inputs(name).next().is_none() {
+        let message = format!("{} is trained on {what}: give the stage `needs`", params.method.word());
+        return Err(StageError::Request(message));
+    }
+    let side = weights.map(|weights| weights.config.image_size);
+    let sites = ctx.inputs(name).map(|input| {
+        let site = input.point.get("site").map_or("all", String::as_str);
+        if name == "features" {
+            return SiteData::features(site, Ctx::file(input, "features.parquet")?);
+        }
+        SiteData::pixels(site, Ctx::file(input, "samples.parquet")?, Ctx::file(input, "pixels.parquet")?, side)
+    });
+    let sites = sites.collect::<Result<Vec<_>>>()?;
+    let first = sites.first().ok_or_else(|| StageError::Request("there is no site to train on".into()))?;
+    let differs = |s: &&SiteData| s.content.shapes() != first.content.shapes() || s.mask_side() != first.mask_side();
+    if let Some(other) = sites.iter().find(differs) {
+        return Err(StageError::Request(format!(
+            "the sites `{}` and `{}` have features or images of different sizes",
+            first.site, other.site
+        )));
+    }
+    Ok(sites)
+}
+
+/// What the model is built by, and the encoder that is run and not trained.
+fn configure(
+    params: &Params,
+    sites: &[SiteData],
+    weights: Option<&ClipWeights>,
+    dictionary: Option<&Dictionary>,
+    device: Device,
+) -> Result<(SegmenterConfig, Option<Frozen>)> {
+    let first = &sites[0];
+    let side = first.mask_side();
+    let needs_weights = |what: &str| {
+        weights.ok_or_else(|| {
+            StageError::Request(format!("{what} needs CLIP's weights: give the stage `needs: {{encoder: ...}}`"))
+        })
+    };
+    let tower = |blocks_left: i64, what: &str| -> Result<EncoderConfig> {
+        Ok(EncoderConfig { clip: needs_weights(what)?.config.clone(), dense: params.dense, blocks_left })
+    };
+    let shares = params.method.wants().shares();
+    let image_size = weights.map_or(side, |weights| weights.config.image_size);
+    let (encoder, frozen, d, reads) = match &first.content {
+        Content::Pixels(_) if !shares => (None, None, 0, Reads::Pixels(image_size)),
+        Content::Pixels(_) => {
+            let config = tower(0, "an encoder that reads pixels")?;
+            let d = config.clip.embed_dim;
+            match params.encoder {
+                EncoderMode::Finetune => (Some(config), None, d, Reads::Pixels(image_size)),
+                EncoderMode::Frozen => {
+                    let frozen = frozen(needs_weights("the encoder")?, &config, device)?;
+                    // The encoder is what it was: cached features serve as well, and nothing of it need be kept.
+                    (None, Some(frozen), d, Reads::Features)
+                }
+            }
+        }
+        Content::Activations { .. } if params.encoder == EncoderMode::Frozen || !shares => {
+            let message = "the features are activations in front of an encoder's last blocks: train a method that shares the encoder with `encoder: finetune`";
+            return Err(StageError::Request(message.into()));
+        }
+        Content::Activations { blocks, .. } => {
+            let config = tower(*blocks, "the last blocks of an encoder")?;
+            let d = config.clip.embed_dim;
+            (Some(config), None, d, Reads::Activations(*blocks))
+        }
+        Content::Features { .. } if params.encoder == EncoderMode::Finetune => {
+            let message = "`encoder: finetune` reads pixels (`needs: {samples: ...}`) or activations (`clip-features` with `blocks_left`)";
+            return Err(StageError::Request(message.into()));
+        }
+        Content::Features { pooled, .. } => (None, None, pooled.size()[1], Reads::Features),
+    };
+    let config = SegmenterConfig {
+        method: params.method,
+        params: params.methods.clone(),
+        sizes: Sizes {
+            d,
+            side,
+            confounders: dictionary.map_or(0, |d| d.z.size()[0]),
+            classes: dictionary.map_or(0, |d| d.classes.size()[0]),
+            sites: sites.len() as i64,
+        },
+        reads,
+        shared: shares.then(|| SharedConfig {
+            d,
+            side,
+            head_width: params.head_width,
+            adapter: params.adapter && params.encoder == EncoderMode::Frozen,
+            normalise: params.normalise,
+            encoder,
+        }),
+        clip: weights.map(|weights| weights.config.clone()),
+        token_ids: weights.and_then(|weights| weights.token_ids.clone()),
+        classes: dictionary.map(|d| d.prompts.classes.clone()).unwrap_or_default(),
+        class_prompts: dictionary.map(|d| d.prompts.class_prompts.clone()).unwrap_or_default(),
+        epoch: 0,
+        kept_epoch: params.kept_epoch,
+        selection: None,
+    };
+    Ok((config, frozen))
+}
+
+/// Leaves all but the last blocks of a fine-tuned image tower as they are, where so many are named.
+fn freeze_early_blocks(model: &mut Segmenter, params: &Params) {
+    let Some(encoder) = model.config.shared.as_ref().and_then(|shared| shared.encoder.as_ref()) else { return };
+    if params.encoder_blocks == 0 || encoder.blocks_left > 0 {
+        return;
+    }
+    let clip = &encoder.clip;
+    for (name, mut variable) in model.store.variables() {
+        if let Some(name) = name.strip_prefix("encoder.visual.")
+            && !clip.is_in_last_blocks(name, params.encoder_blocks)
+        {
+            let _ = variable.requires_grad_(false);
+        }
+    }
 }
 
 fn write_history(ctx: &Ctx, rows: &[EpochRow]) -> Result<()> {

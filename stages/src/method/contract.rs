@@ -1,21 +1,95 @@
 //! What a method is to the trainer.
 
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use crate::data::Content;
+use crate::dictionary::Dictionary;
+use crate::error::{Result, StageError};
 use crate::loss;
+use crate::model::clip::weights::ClipWeights;
+use crate::model::clip::{ClipConfig, Tokenizer};
+use crate::model::style::Mix;
+use crate::shared::Shared;
 
 /// Sizes that a method builds by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sizes {
-    /// Dimension of the features.
+    /// Dimension of the features; 0 for a network of its own.
     pub d: i64,
+    /// Pixels along a side of masks and logits.
+    pub side: i64,
     /// Entries of the dictionary, 0 without one.
     pub confounders: i64,
     /// Classes of the dictionary, 0 without one.
     pub classes: i64,
     /// Training sites.
     pub sites: i64,
+}
+
+/// What a method has to be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wants {
+    /// The shared encoder and head, on cached features or on pixels.
+    Shared,
+    /// The shared head, on cached features.
+    SharedOnFeatures,
+    /// The shared encoder and head, on pixels.
+    SharedOnPixels,
+    /// Cached features for a network of its own.
+    Features,
+    /// Pixels for a network of its own.
+    Pixels,
+}
+
+impl Wants {
+    /// Whether the method uses the shared encoder and head.
+    pub fn shares(self) -> bool {
+        matches!(self, Self::Shared | Self::SharedOnFeatures | Self::SharedOnPixels)
+    }
+}
+
+/// What a method is built from.
+pub struct Given<'a> {
+    /// Sizes.
+    pub sizes: Sizes,
+    /// The dictionary, while training; its rows come from the checkpoint later.
+    pub dictionary: Option<&'a Dictionary>,
+    /// The sizes of the CLIP whose towers the method builds.
+    pub clip: Option<&'a ClipConfig>,
+    /// Its weights, while training.
+    pub weights: Option<&'a ClipWeights>,
+    /// Texts to token rows, for methods that read texts.
+    pub tokenizer: Option<Tokenizer>,
+    /// The dictionary's class prompts.
+    pub class_prompts: &'a [String],
+}
+
+impl Given<'_> {
+    /// The CLIP's sizes.
+    ///
+    /// # Errors
+    /// A stage without an encoder.
+    pub fn clip(&self, method: &str) -> Result<&ClipConfig> {
+        self.clip.ok_or_else(|| {
+            StageError::Request(format!("{method} needs CLIP's weights: give the stage `needs: {{encoder: ...}}`"))
+        })
+    }
+}
+
+/// A batch: as many images of each site, site by site.
+pub struct Batch {
+    /// What the model reads.
+    pub content: Content,
+    /// (B, S, S), 0 or 1, whole numbers.
+    pub masks: Tensor,
+    /// (B), class indices into the dictionary; for methods that need them.
+    pub labels: Option<Tensor>,
+    /// A sentence for each image, for methods that read them.
+    pub texts: Vec<String>,
+    /// Styles to be mixed within the encoder.
+    pub mix: Option<Mix>,
 }
 
 /// A batch behind the encoder (and its adapter).
@@ -34,6 +108,16 @@ pub struct Represented {
     pub intervened: Option<Tensor>,
 }
 
+/// A batch as it left the model.
+pub struct Forward {
+    /// (B, 2, S, S): background, lesion.
+    pub logits: Tensor,
+    /// Logits (B, 2, S, S) of a second branch, for methods that have one.
+    pub other: Option<Tensor>,
+    /// Features and what became of them; a network of its own has none.
+    pub inner: Option<(Encoded, Represented)>,
+}
+
 /// A term that is added to the segmentation loss.
 pub struct Penalty {
     /// Its name in the history.
@@ -44,14 +128,10 @@ pub struct Penalty {
     pub value: Tensor,
 }
 
-/// A training batch as it left the model: as many images of each site, site by site.
+/// A training batch and what the model made of it.
 pub struct Seen<'a> {
-    /// Features.
-    pub encoded: &'a Encoded,
-    /// What the method made of them.
-    pub represented: &'a Represented,
-    /// (B, 2, S, S).
-    pub logits: &'a Tensor,
+    /// What the model made of it.
+    pub forward: &'a Forward,
     /// (B, S, S), 0 or 1, whole numbers.
     pub masks: &'a Tensor,
     /// (B), class indices into the dictionary; for methods that need them.
@@ -60,17 +140,34 @@ pub struct Seen<'a> {
     pub sites: i64,
     /// Steps that were made before this one.
     pub step: usize,
+    /// Which of the step's updates it is.
+    pub update: usize,
 }
 
 impl Seen<'_> {
     /// The segmentation loss of each site: (M).
     pub fn losses_by_site(&self) -> Tensor {
-        loss::segmentation_by_image(self.logits, self.masks).view([self.sites, -1]).mean_dim(
+        loss::segmentation_by_image(&self.forward.logits, self.masks).view([self.sites, -1]).mean_dim(
             Some([1i64].as_slice()),
             false,
             Kind::Float,
         )
     }
+
+    /// What the head saw, pooled over positions: (B, d).
+    pub fn pooled_map(&self) -> Option<Tensor> {
+        let (_, represented) = self.forward.inner.as_ref()?;
+        Some(represented.map.mean_dim(Some([1i64].as_slice()), false, Kind::Float))
+    }
+}
+
+/// Where training stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    /// Counts from 1.
+    pub epoch: usize,
+    /// Which of the step's updates it is.
+    pub update: usize,
 }
 
 /// What a method adds to the trainer.
@@ -81,19 +178,63 @@ pub trait Method {
         Represented { map: encoded.dense.shallow_clone(), intervened: None }
     }
 
+    /// From a batch to logits: through the shared encoder and head, unless the method is a network of its own. `None` is
+    /// evaluation.
+    fn forward(&self, shared: &Shared, batch: &Batch, at: Option<At>) -> Forward {
+        let encoded = shared.encode(batch);
+        let represented = self.represent(&encoded, at.map(|at| at.epoch));
+        Forward { logits: shared.decode(&represented), other: None, inner: Some((encoded, represented)) }
+    }
+
+    /// Changes a training batch. Whatever is drawn is drawn from `rng`, which is the step's own, so that a training that
+    /// was interrupted goes on with the same draws.
+    fn augment(&self, batch: Batch, _sites: i64, _rng: &mut ChaCha8Rng) -> Batch {
+        batch
+    }
+
     /// Whether its penalties need every image's class.
     fn needs_labels(&self) -> bool {
         false
     }
 
+    /// The sentence that a sample is shown with, if the method reads sentences; `own` is what the site says of it.
+    fn sentence(&self, _own: Option<&str>, _class: Option<usize>) -> Option<String> {
+        None
+    }
+
+    /// Whether sentences go to other samples of the site than their own: a control.
+    fn shuffles_sentences(&self) -> bool {
+        false
+    }
+
     /// What is minimised, penalties left out: the segmentation loss of the batch.
     fn objective(&self, seen: &Seen) -> Tensor {
-        loss::segmentation(seen.logits, seen.masks)
+        loss::segmentation(&seen.forward.logits, seen.masks)
     }
 
     /// Penalties of a training batch.
     fn penalties(&self, _seen: &Seen) -> Vec<Penalty> {
         Vec::new()
+    }
+
+    /// Updates that make up a step, each with its own objective: one, unless the method alternates.
+    fn updates(&self, _epoch: usize) -> usize {
+        1
+    }
+
+    /// Whether an update moves a variable, by its name.
+    fn moves(&self, _update: usize, _variable: &str) -> bool {
+        true
+    }
+
+    /// What the learning rate is multiplied by for a variable.
+    fn lr_factor(&self, _variable: &str) -> f64 {
+        1.0
+    }
+
+    /// How far weights are moved up the gradient before the gradient that counts is taken (SAM); 0 is not at all.
+    fn sharpness(&self) -> f64 {
+        0.0
     }
 
     /// The step in front of which the optimiser forgets its moments, because the objective changes.

@@ -3,9 +3,10 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Kind, Tensor, nn};
 
-use super::contract::{Method, Penalty, Seen};
+use super::contract::{Given, Method, Penalty, Seen, Wants};
+use crate::error::Result;
 
 /// Parameters of CORAL.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -22,6 +23,17 @@ impl Default for Params {
     }
 }
 
+/// What it has to be given.
+pub const WANTS: Wants = Wants::Shared;
+
+/// There is nothing to build.
+///
+/// # Errors
+/// None.
+pub fn build(params: &Params, _path: &nn::Path, _given: Given) -> Result<Box<dyn Method>> {
+    Ok(Box::new(Coral { params: params.clone() }))
+}
+
 /// CORAL has no state.
 pub struct Coral {
     /// Its parameters.
@@ -31,7 +43,7 @@ pub struct Coral {
 impl Method for Coral {
     /// Features are pooled over positions, one vector an image [I].
     fn penalties(&self, seen: &Seen) -> Vec<Penalty> {
-        let pooled = seen.represented.map.mean_dim(Some([1i64].as_slice()), false, Kind::Float);
+        let Some(pooled) = seen.pooled_map() else { return Vec::new() };
         let value = alignment(&pooled.chunk(seen.sites, 0));
         vec![Penalty { name: "alignment", weight: self.params.gamma, value }]
     }

@@ -4,7 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-use super::contract::{Method, Seen, Sizes};
+use super::contract::{Given, Method, Seen, Wants};
+use crate::error::Result;
 
 /// Parameters of GroupDRO.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -21,6 +22,17 @@ impl Default for Params {
     }
 }
 
+/// What it has to be given.
+pub const WANTS: Wants = Wants::Shared;
+
+/// Starts with equal weights.
+///
+/// # Errors
+/// None.
+pub fn build(params: &Params, path: &nn::Path, given: Given) -> Result<Box<dyn Method>> {
+    Ok(Box::new(GroupDro::new(params, path, given.sizes.sites)))
+}
+
 /// The weights of the training sites.
 pub struct GroupDro {
     eta: f64,
@@ -30,8 +42,8 @@ pub struct GroupDro {
 
 impl GroupDro {
     /// Starts with equal weights.
-    pub fn new(params: &Params, path: &nn::Path, sizes: &Sizes) -> Self {
-        let equal = Tensor::full([sizes.sites], 1.0 / sizes.sites.max(1) as f64, (Kind::Float, path.device()));
+    pub fn new(params: &Params, path: &nn::Path, sites: i64) -> Self {
+        let equal = Tensor::full([sites], 1.0 / sites.max(1) as f64, (Kind::Float, path.device()));
         Self { eta: params.eta, weights: path.add("site_weights", equal, false) }
     }
 }

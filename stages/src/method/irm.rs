@@ -2,9 +2,10 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Kind, Tensor, nn};
 
-use super::contract::{Method, Penalty, Seen};
+use super::contract::{Given, Method, Penalty, Seen, Wants};
+use crate::error::Result;
 
 /// Parameters of IRM.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -23,6 +24,17 @@ impl Default for Params {
     }
 }
 
+/// What it has to be given.
+pub const WANTS: Wants = Wants::Shared;
+
+/// There is nothing to build.
+///
+/// # Errors
+/// None.
+pub fn build(params: &Params, _path: &nn::Path, _given: Given) -> Result<Box<dyn Method>> {
+    Ok(Box::new(Irm { params: params.clone() }))
+}
+
 /// IRM has no state.
 pub struct Irm {
     /// Its parameters.
@@ -33,8 +45,8 @@ impl Method for Irm {
     /// For each site the product of d/dw CE(w logits) at w = 1 on every other image and on the rest; their mean. Halves are
     /// images, not pixels [I].
     fn penalties(&self, seen: &Seen) -> Vec<Penalty> {
-        let per_site = seen.logits.size()[0] / seen.sites;
-        let slopes = slope(seen.logits, seen.masks).view([seen.sites, per_site]);
+        let per_site = seen.forward.logits.size()[0] / seen.sites;
+        let slopes = slope(&seen.forward.logits, seen.masks).view([seen.sites, per_site]);
         let half =
             |first: i64| slopes.slice(1, first, per_site, 2).mean_dim(Some([1i64].as_slice()), false, Kind::Float);
         // A site with one image a step has no second half: both are that image.

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-use super::contract::{Encoded, Method, Penalty, Represented, Seen, Sizes};
+use super::contract::{Encoded, Given, Method, Penalty, Represented, Seen, Sizes, Wants};
 use crate::dictionary::Dictionary;
 use crate::error::{Result, StageError};
 use crate::loss;
@@ -75,6 +75,17 @@ impl Default for Params {
             tau: 0.5,
         }
     }
+}
+
+/// What it has to be given.
+pub const WANTS: Wants = Wants::Shared;
+
+/// Builds the intervention network and takes in the dictionary.
+///
+/// # Errors
+/// No dictionary, or one of another dimension.
+pub fn build(params: &Params, path: &nn::Path, given: Given) -> Result<Box<dyn Method>> {
+    Ok(Box::new(Mcdrl::new(params, path, &given.sizes, given.dictionary)?))
 }
 
 /// MCDRL's own parameters and the dictionary that it works with.
@@ -166,13 +177,13 @@ impl Method for Mcdrl {
     }
 
     fn penalties(&self, seen: &Seen) -> Vec<Penalty> {
-        let Some(labels) = seen.labels else { return Vec::new() };
+        let (Some(labels), Some((encoded, represented))) = (seen.labels, &seen.forward.inner) else { return Vec::new() };
         let mut penalties = vec![Penalty {
             name: "contrast",
             weight: self.params.contrast_weight,
-            value: loss::contrastive(&seen.encoded.pooled, &self.classes, labels, self.params.tau),
+            value: loss::contrastive(&encoded.pooled, &self.classes, labels, self.params.tau),
         }];
-        if let Some(intervened) = &seen.represented.intervened {
+        if let Some(intervened) = &represented.intervened {
             let value = loss::causal(intervened, &self.targets.index_select(0, labels));
             penalties.push(Penalty { name: "causal", weight: self.params.causal_weight, value });
         }
@@ -224,7 +235,7 @@ mod tests {
 
     fn build(params: &Params) -> (nn::VarStore, Mcdrl) {
         let store = nn::VarStore::new(Device::Cpu);
-        let sizes = Sizes { d: 64, confounders: 12, classes: 5, sites: 3 };
+        let sizes = Sizes { d: 64, side: 16, confounders: 12, classes: 5, sites: 3 };
         let method = Mcdrl::new(params, &store.root(), &sizes, Some(&dictionary(64))).unwrap();
         (store, method)
     }

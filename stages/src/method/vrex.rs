@@ -2,9 +2,10 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::Kind;
+use tch::{Kind, nn};
 
-use super::contract::{Method, Penalty, Seen};
+use super::contract::{Given, Method, Penalty, Seen, Wants};
+use crate::error::Result;
 
 /// Parameters of V-REx.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -21,6 +22,17 @@ impl Default for Params {
     fn default() -> Self {
         Self { beta: 10.0, anneal_steps: 500 }
     }
+}
+
+/// What it has to be given.
+pub const WANTS: Wants = Wants::Shared;
+
+/// There is nothing to build.
+///
+/// # Errors
+/// None.
+pub fn build(params: &Params, _path: &nn::Path, _given: Given) -> Result<Box<dyn Method>> {
+    Ok(Box::new(Vrex { params: params.clone() }))
 }
 
 /// V-REx has no state.

@@ -1,9 +1,10 @@
-//! CLIP (Radford et al. 2021): a ViT image tower and a text tower that meet in one space.
+//! CLIP (Radford et al. 2021): an image tower (ViT or modified ResNet) and a text tower that meet in one space.
 //!
 //! Parameters carry the names of OpenAI's checkpoints, so that a variable's path *is* its key; `weights` translates
 //! Hugging Face's and open_clip's names. The arithmetic follows methods.md section 5 and agrees with `transformers`
 //! within 1e-4 (tests/golden/clip).
 
+mod resnet;
 mod text;
 pub mod tokenizer;
 mod vision;
@@ -13,9 +14,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor, nn};
 
+pub use self::resnet::{AttentionPool, ModifiedResNet};
 pub use self::text::TextTower;
 pub use self::tokenizer::Tokenizer;
 pub use self::vision::{Dense, VisionTower};
+use super::style::Mix;
 pub use super::transformer::{Activation, l2_normalise};
 use crate::error::Result;
 
@@ -32,12 +35,15 @@ pub struct ClipConfig {
     pub embed_dim: i64,
     /// Side of the input image in pixels.
     pub image_size: i64,
-    /// Side of a patch in pixels; the grid has `image_size / patch_size` positions a side.
+    /// Side of a patch in pixels, 32 for a ResNet; the grid has `image_size / patch_size` positions a side.
     pub patch_size: i64,
-    /// Width of the image tower.
+    /// Width of the image tower: of its tokens, or of a ResNet's stem.
     pub vision_width: i64,
     /// Blocks of the image tower.
     pub vision_layers: i64,
+    /// Blocks of each of a ResNet's four stages; absent for a ViT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resnet: Option<[i64; 4]>,
     /// Width of one attention head of the image tower: 64 but in open_clip's largest models.
     pub vision_head_width: i64,
     /// Tokens that a text may have, start and end included.
@@ -54,9 +60,66 @@ pub struct ClipConfig {
 }
 
 impl ClipConfig {
+    /// Whether a variable of the image tower, named below `visual.`, is one of its last `count` blocks or behind them.
+    pub fn is_in_last_blocks(&self, name: &str, count: i64) -> bool {
+        let first = self.vision_layers - count;
+        if let Some(rest) = name.strip_prefix("transformer.resblocks.") {
+            return rest.split('.').next().and_then(|number| number.parse::<i64>().ok()).is_some_and(|n| n >= first);
+        }
+        let Some(stages) = &self.resnet else { return name.starts_with("ln_post") || name == "proj" };
+        let Some((stage, rest)) = name.strip_prefix("layer").and_then(|rest| rest.split_once('.')) else {
+            return name.starts_with("attnpool");
+        };
+        let numbers = (stage.parse::<usize>(), rest.split('.').next().map(str::parse::<i64>));
+        let (Ok(stage), Some(Ok(block))) = numbers else { return false };
+        stages.iter().take(stage.saturating_sub(1)).sum::<i64>() + block >= first
+    }
+
     /// Positions along one side of the dense feature grid.
     pub fn grid(&self) -> i64 {
         self.image_size / self.patch_size
+    }
+}
+
+/// An image tower.
+#[derive(Debug)]
+pub enum Tower {
+    /// A vision transformer.
+    Vit(VisionTower),
+    /// A modified ResNet.
+    ResNet(ModifiedResNet),
+}
+
+impl Tower {
+    /// The tower at CLIP's initial values, its variables directly under `path`.
+    pub fn new(path: &nn::Path, config: &ClipConfig) -> Self {
+        match &config.resnet {
+            None => Self::Vit(VisionTower::new(path, config)),
+            Some(blocks) => Self::ResNet(ModifiedResNet::new(path, config, blocks)),
+        }
+    }
+
+    /// The last `count` blocks of a ViT; nothing if it has fewer, or for a ResNet.
+    pub fn last_blocks(path: &nn::Path, config: &ClipConfig, count: i64) -> Option<Self> {
+        let there = config.resnet.is_none() && (1..=config.vision_layers).contains(&count);
+        there.then(|| Self::Vit(VisionTower::last_blocks(path, config, count)))
+    }
+
+    /// `images`: (B, 3, s, s), normalised. Pooled (B, d) and dense (B, N, d) features, not normalised. A ResNet has one way to
+    /// dense features: the linear maps of its attention pool.
+    pub fn forward(&self, images: &Tensor, dense: Dense, mix: Option<&Mix>) -> (Tensor, Tensor) {
+        match self {
+            Self::Vit(tower) => tower.forward(images, dense, mix),
+            Self::ResNet(tower) => tower.forward(images, mix),
+        }
+    }
+
+    /// The rest of the way for activations in front of a ViT's last blocks.
+    pub fn finish(&self, tokens: &Tensor, dense: Dense) -> (Tensor, Tensor) {
+        match self {
+            Self::Vit(tower) => tower.finish(tokens, dense),
+            Self::ResNet(_) => unreachable!("a ResNet's last blocks are never built alone"),
+        }
     }
 }
 
@@ -66,7 +129,7 @@ pub struct Clip {
     /// The sizes.
     pub config: ClipConfig,
     /// Images to the joint space.
-    pub vision: VisionTower,
+    pub vision: Tower,
     /// Texts to the joint space.
     pub text: TextTower,
     /// ln of the factor on the cosine.
@@ -80,7 +143,7 @@ impl Clip {
     pub fn new(path: &nn::Path, config: &ClipConfig, tokenizer: Tokenizer) -> Self {
         Self {
             config: config.clone(),
-            vision: VisionTower::new(&(path / "visual"), config),
+            vision: Tower::new(&(path / "visual"), config),
             text: TextTower::new(path, config),
             logit_scale: path.var("logit_scale", &[], nn::Init::Const((1.0f64 / 0.07).ln())),
             tokenizer,
@@ -98,6 +161,12 @@ impl Clip {
             .collect::<Result<Vec<_>>>()?;
         Ok(tch::no_grad(|| l2_normalise(&self.text.forward(&rows, self.logit_scale.device()))))
     }
+}
+
+/// Colours to the normalised input of the image tower. `pixels`: (B, 3, s, s), 0 to 255.
+pub fn normalise(pixels: &Tensor) -> Tensor {
+    let constant = |values: &[f32; 3]| Tensor::from_slice(values).view([1, 3, 1, 1]).to_device(pixels.device());
+    (pixels / 255.0 - constant(&IMAGE_MEAN)) / constant(&IMAGE_STD)
 }
 
 /// Pixels to the normalised input of the image tower. `pixels`: RGB bytes of `count` images, each side x side x 3, row by

@@ -33,7 +33,7 @@ pub fn score(clip: &Clip, bank: &CaptionBank, fresh: &Pool) -> Result<Scores> {
     let all: Vec<usize> = (0..fresh.truths.len()).collect();
     tch::no_grad(|| {
         for batch in all.chunks(100) {
-            let (pooled, patches) = clip.vision.forward(&fresh.images(batch, texts.device()), Dense::Values);
+            let (pooled, patches) = clip.vision.forward(&fresh.images(batch, texts.device()), Dense::Values, None);
             images.push(l2_normalise(&pooled).matmul(&texts.tr()));
             places.push(l2_normalise(&patches).matmul(&classes.tr()).amax(-1, false).flatten(0, 1));
             labels.push(fresh.patch_labels(batch, texts.device()).flatten(0, 1));

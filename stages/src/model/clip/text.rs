@@ -55,16 +55,25 @@ impl TextTower {
         let shape = [rows.len() as i64, longest as i64];
         let ids = Tensor::from_slice(&ids).view(shape).to_device(device);
         let known = Tensor::from_slice(&known).view([shape[0], shape[1], 1]).to_device(device);
-        let ends = Tensor::from_slice(&ends).to_device(device);
-        self.forward_ids(&ids, &known, &ends)
+        let tokens = Tensor::embedding(&self.token_embedding, &ids, -1, false, false) * known;
+        self.encode(&tokens, &Tensor::from_slice(&ends).to_device(device))
     }
 
-    fn forward_ids(&self, ids: &Tensor, known: &Tensor, ends: &Tensor) -> Tensor {
-        let (texts, length) = ids.size2().expect("ids are (texts, length)");
-        let tokens = Tensor::embedding(&self.token_embedding, ids, -1, false, false) * known;
+    /// The rows of one text in the token table: (length, width); zeros for tokens that it does not hold.
+    pub fn embed(&self, row: &[Option<i64>]) -> Tensor {
+        let device = self.token_embedding.device();
+        let ids: Vec<i64> = row.iter().map(|token| token.unwrap_or(0)).collect();
+        let known: Vec<f32> = row.iter().map(|token| f32::from(u8::from(token.is_some()))).collect();
+        let rows = self.token_embedding.index_select(0, &Tensor::from_slice(&ids).to_device(device));
+        rows * Tensor::from_slice(&known).view([-1, 1]).to_device(device)
+    }
+
+    /// `tokens`: embedded, (texts, length, width); `ends`: the place of each text's end token. (texts, d), not normalised.
+    pub fn encode(&self, tokens: &Tensor, ends: &Tensor) -> Tensor {
+        let (texts, length, _) = tokens.size3().expect("tokens are (texts, length, width)");
         let x = tokens + self.positional_embedding.narrow(0, 0, length);
         let x = self.blocks.iter().fold(x, |x, block| block.forward(&x));
-        let rows = Tensor::arange(texts, (Kind::Int64, ids.device()));
+        let rows = Tensor::arange(texts, (Kind::Int64, tokens.device()));
         let last = self.ln_final.forward(&x).index(&[Some(rows), Some(ends.shallow_clone())]);
         last.matmul(&self.text_projection)
     }

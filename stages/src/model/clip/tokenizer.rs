@@ -59,6 +59,16 @@ impl Tokenizer {
         Ok(ids.into_iter().map(|id| self.rows.as_ref().map_or(Some(id), |rows| rows.get(&id).copied())).collect())
     }
 
+    /// As [`Tokenizer::encode`], but a text that is too long is cut, the end token in its last place.
+    pub fn encode_cut(&self, text: &str, context: usize) -> Vec<Option<i64>> {
+        let mut ids = self.ids(text);
+        if ids.len() > context {
+            ids.truncate(context);
+            ids[context - 1] = END;
+        }
+        ids.into_iter().map(|id| self.rows.as_ref().map_or(Some(id), |rows| rows.get(&id).copied())).collect()
+    }
+
     /// Words of `text` that the token table knows nothing of.
     pub fn unknown_words<'a>(&self, text: &'a str) -> Vec<&'a str> {
         let Some(rows) = &self.rows else { return Vec::new() };

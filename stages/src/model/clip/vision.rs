@@ -6,6 +6,7 @@ use tch::Tensor;
 use tch::nn::{self, Module};
 
 use super::ClipConfig;
+use crate::model::style::Mix;
 use crate::model::transformer::{Block, layer_norm};
 
 /// How dense features are taken from the last block.
@@ -19,46 +20,112 @@ pub enum Dense {
     Tokens,
 }
 
-/// Patches, class token, blocks, projection.
+/// Patches, class token, blocks, projection; or the last blocks and the projection alone.
 #[derive(Debug)]
 pub struct VisionTower {
-    conv1: nn::Conv2D,
-    class_embedding: Tensor,
-    positional_embedding: Tensor,
-    ln_pre: nn::LayerNorm,
+    embedding: Option<Embedding>,
     blocks: Vec<Block>,
     ln_post: nn::LayerNorm,
     proj: Tensor,
 }
 
-impl VisionTower {
-    /// The tower at CLIP's initial values.
-    pub fn new(path: &nn::Path, config: &ClipConfig) -> Self {
+/// From pixels to tokens.
+#[derive(Debug)]
+struct Embedding {
+    conv1: nn::Conv2D,
+    class_embedding: Tensor,
+    positional_embedding: Tensor,
+    ln_pre: nn::LayerNorm,
+}
+
+impl Embedding {
+    fn new(path: &nn::Path, config: &ClipConfig) -> Self {
         let (width, positions) = (config.vision_width, config.grid() * config.grid() + 1);
         let scale = nn::Init::Randn { mean: 0.0, stdev: (width as f64).powf(-0.5) };
         let conv = nn::ConvConfig { stride: config.patch_size, bias: false, ..Default::default() };
-        let resblocks = path / "transformer" / "resblocks";
         Self {
             conv1: nn::conv2d(path / "conv1", 3, width, config.patch_size, conv),
             class_embedding: path.var("class_embedding", &[width], scale),
             positional_embedding: path.var("positional_embedding", &[positions, width], scale),
             ln_pre: layer_norm(&(path / "ln_pre"), width),
-            blocks: (0..config.vision_layers)
-                .map(|i| {
-                    let heads = width / config.vision_head_width;
-                    Block::with_heads(&(&resblocks / i), width, config.vision_layers, heads, config.activation, false)
-                })
-                .collect(),
+        }
+    }
+
+    fn forward(&self, images: &Tensor) -> Tensor {
+        let patches = self.conv1.forward(images).flatten(2, 3).transpose(1, 2);
+        let (batch, _, width) = patches.size3().expect("patches are (B, N, width)");
+        let class = self.class_embedding.view([1, 1, width]).expand([batch, 1, width], false);
+        self.ln_pre.forward(&(Tensor::cat(&[class, patches], 1) + &self.positional_embedding))
+    }
+}
+
+impl VisionTower {
+    /// The whole tower at CLIP's initial values.
+    pub fn new(path: &nn::Path, config: &ClipConfig) -> Self {
+        Self::with_blocks(path, config, config.vision_layers, Some(Embedding::new(path, config)))
+    }
+
+    /// The last `count` blocks and the projection.
+    pub fn last_blocks(path: &nn::Path, config: &ClipConfig, count: i64) -> Self {
+        Self::with_blocks(path, config, count, None)
+    }
+
+    fn with_blocks(path: &nn::Path, config: &ClipConfig, count: i64, embedding: Option<Embedding>) -> Self {
+        let width = config.vision_width;
+        let resblocks = path / "transformer" / "resblocks";
+        let heads = width / config.vision_head_width;
+        let block =
+            |i: i64| Block::with_heads(&(&resblocks / i), width, config.vision_layers, heads, config.activation, false);
+        let scale = nn::Init::Randn { mean: 0.0, stdev: (width as f64).powf(-0.5) };
+        Self {
+            embedding,
+            blocks: (config.vision_layers - count..config.vision_layers).map(block).collect(),
             ln_post: layer_norm(&(path / "ln_post"), width),
             proj: path.var("proj", &[width, config.embed_dim], scale),
         }
     }
 
     /// `images`: (B, 3, s, s), normalised. Returns the pooled feature (B, d) and the dense ones (B, N, d), N the grid's
-    /// positions row by row; neither is normalised.
-    pub fn forward(&self, images: &Tensor, dense: Dense) -> (Tensor, Tensor) {
-        let (last, earlier) = self.blocks.split_last().expect("a tower has blocks");
-        let x = earlier.iter().fold(self.embed(images), |x, block| block.forward(&x));
+    /// positions row by row; neither is normalised. Styles are mixed behind the first third of the blocks, among patches [I].
+    pub fn forward(&self, images: &Tensor, dense: Dense, mix: Option<&Mix>) -> (Tensor, Tensor) {
+        let mixed = self.blocks.len() / 3;
+        let x = self.embed(images);
+        let (early, late) = self.blocks.split_at(mixed);
+        let mut x = early.iter().fold(x, |x, block| block.forward(&x));
+        if let Some(mix) = mix {
+            let positions = x.size()[1] - 1;
+            x = Tensor::cat(&[x.narrow(1, 0, 1), mix.apply(&x.narrow(1, 1, positions))], 1);
+        }
+        self.through(x, late, dense)
+    }
+
+    /// Tokens in front of the last `left` blocks: (B, 1 + N, width).
+    pub fn activations(&self, images: &Tensor, left: i64) -> Tensor {
+        let count = self.blocks.len().saturating_sub(left as usize);
+        self.blocks[..count].iter().fold(self.embed(images), |x, block| block.forward(&x))
+    }
+
+    /// The rest of the way for [`VisionTower::activations`], by a tower of as many last blocks.
+    pub fn finish(&self, tokens: &Tensor, dense: Dense) -> (Tensor, Tensor) {
+        self.through(tokens.shallow_clone(), &self.blocks, dense)
+    }
+
+    /// Tokens behind some blocks, counted from 0, the class token first: each (B, 1 + N, width). What CLIPSeg reads.
+    pub fn tokens_behind(&self, images: &Tensor, blocks: &[usize]) -> Vec<Tensor> {
+        let mut x = self.embed(images);
+        let mut found = Vec::with_capacity(blocks.len());
+        for (place, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x);
+            if blocks.contains(&place) {
+                found.push(x.shallow_clone());
+            }
+        }
+        found
+    }
+
+    fn through(&self, x: Tensor, blocks: &[Block], dense: Dense) -> (Tensor, Tensor) {
+        let (last, earlier) = blocks.split_last().expect("a tower has blocks");
+        let x = earlier.iter().fold(x, |x, block| block.forward(&x));
         let whole = last.forward(&x);
         let pooled = self.project(&whole.select(1, 0));
         let positions = x.size()[1] - 1;
@@ -70,10 +137,8 @@ impl VisionTower {
     }
 
     fn embed(&self, images: &Tensor) -> Tensor {
-        let patches = self.conv1.forward(images).flatten(2, 3).transpose(1, 2);
-        let (batch, _, width) = patches.size3().expect("patches are (B, N, width)");
-        let class = self.class_embedding.view([1, 1, width]).expand([batch, 1, width], false);
-        self.ln_pre.forward(&(Tensor::cat(&[class, patches], 1) + &self.positional_embedding))
+        let embedding = self.embedding.as_ref().expect("a tower that reads pixels was built whole");
+        embedding.forward(images)
     }
 
     fn project(&self, x: &Tensor) -> Tensor {

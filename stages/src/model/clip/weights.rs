@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
 use super::{Activation, Clip, ClipConfig, Tokenizer};
@@ -22,20 +23,123 @@ const IGNORED: [&str; 6] = [
 
 /// Name of the tensor that lists the tokens of a pruned vocabulary, one id for each row of the token table.
 const TOKEN_IDS: &str = "token_ids";
+/// Positions of a ResNet's attention pool.
+const RESNET_POSITIONS: &str = "visual.attnpool.positional_embedding";
 
 /// What cannot be read off a checkpoint's shapes, as the manifest says it of a backbone.
-#[derive(Clone, Copy, Debug, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default)]
 pub struct Settings {
     /// Non-linearity of both towers.
     pub activation: Activation,
     /// Width of one attention head of the image tower.
     pub vision_head_width: i64,
+    /// Side of the input images, where it is another than the weights were trained with: positions are interpolated.
+    pub image_size: Option<i64>,
+    /// Whether that interpolation filters first, as open_clip's does and CRIS's and CLIPSeg's do not.
+    pub antialias: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { activation: Activation::QuickGelu, vision_head_width: HEAD_WIDTH }
+        let activation = Activation::QuickGelu;
+        Self { activation, vision_head_width: HEAD_WIDTH, image_size: None, antialias: false }
     }
+}
+
+/// A checkpoint under OpenAI's names, with the sizes that follow from its shapes.
+#[derive(Debug)]
+pub struct ClipWeights {
+    /// The sizes.
+    pub config: ClipConfig,
+    /// The parameters, and the statistics of a ResNet.
+    pub tensors: Tensors,
+    /// The tokens of the table's rows, where it holds only some.
+    pub token_ids: Option<Vec<i64>>,
+}
+
+/// What is written beside a checkpoint's tensors.
+#[derive(Serialize, Deserialize)]
+struct About {
+    config: ClipConfig,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<i64>>,
+}
+
+impl ClipWeights {
+    /// Reads a checkpoint in any of the namings.
+    ///
+    /// # Errors
+    /// A file that is no CLIP, or whose shapes do not fit together.
+    pub fn read(path: &Path, settings: Settings) -> Result<Self> {
+        let mut tensors = checkpoint::read(path)?;
+        let token_ids = tensors.remove(TOKEN_IDS);
+        let mut tensors = canonical(path, tensors)?;
+        let mut config = config_of(path, &tensors, settings)?;
+        if let Some(side) = settings.image_size {
+            resize_positions(path, &mut tensors, &mut config, side, settings.antialias)?;
+        }
+        let token_ids = token_ids.map(|ids| {
+            let ids = Vec::<i64>::try_from(&ids).map_err(|e| StageError::data(path, format!("`{TOKEN_IDS}`: {e}")))?;
+            if ids.len() as i64 != config.vocab_size {
+                let reason = format!("`{TOKEN_IDS}` lists {} tokens for {} rows", ids.len(), config.vocab_size);
+                return Err(StageError::data(path, reason));
+            }
+            Ok(ids)
+        });
+        Ok(Self { token_ids: token_ids.transpose()?, config, tensors })
+    }
+
+    /// Writes it in its one form: `weights` and what it is built by, `about`.
+    ///
+    /// # Errors
+    /// Files that cannot be written.
+    pub fn write(&self, weights: &Path, about: &Path, notes: &BTreeMap<String, String>) -> Result<()> {
+        checkpoint::write(weights, &self.tensors, Kind::Float, notes)?;
+        let json = About { config: self.config.clone(), token_ids: self.token_ids.clone() };
+        let json = serde_json::to_string_pretty(&json).expect("sizes are JSON");
+        std::fs::write(about, json + "\n").map_err(StageError::io(about))
+    }
+
+    /// Reads what [`ClipWeights::write`] wrote.
+    ///
+    /// # Errors
+    /// Files that hold something else.
+    pub fn read_written(weights: &Path, about: &Path) -> Result<Self> {
+        let text = std::fs::read(about).map_err(StageError::io(about))?;
+        let About { config, token_ids } = serde_json::from_slice(&text).map_err(|e| StageError::data(about, e))?;
+        Ok(Self { config, token_ids, tensors: checkpoint::read(weights)? })
+    }
+
+    /// Texts to rows of the token table.
+    pub fn tokenizer(&self) -> Tokenizer {
+        tokenizer_of(self.token_ids.as_deref())
+    }
+
+    /// Puts those tensors that a model has into it; `prefix` is what the model puts in front of OpenAI's names.
+    ///
+    /// # Errors
+    /// A variable of the model below `prefix` that is not there, or of another shape.
+    pub fn fill(&self, store: &mut nn::VarStore, prefix: &str) -> Result<()> {
+        tch::no_grad(|| {
+            for (name, mut variable) in store.variables() {
+                let Some(name) = name.strip_prefix(prefix) else { continue };
+                let Some(found) = self.tensors.get(name).filter(|found| found.size() == variable.size()) else {
+                    return Err(StageError::Request(format!(
+                        "the CLIP has no `{name}` of shape {:?}",
+                        variable.size()
+                    )));
+                };
+                variable.copy_(found);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Texts to the rows of a table that holds all tokens, or those listed.
+pub fn tokenizer_of(token_ids: Option<&[i64]>) -> Tokenizer {
+    token_ids.map_or_else(Tokenizer::full, Tokenizer::pruned)
 }
 
 /// Reads a CLIP whose sizes follow from its shapes. The parameters are frozen.
@@ -43,28 +147,47 @@ impl Default for Settings {
 /// # Errors
 /// A file that is no CLIP in one of the three namings, or whose shapes do not fit together.
 pub fn load(path: &Path, settings: Settings, device: Device) -> Result<(nn::VarStore, Clip)> {
-    let mut tensors = checkpoint::read(path)?;
-    let token_ids = tensors.remove(TOKEN_IDS);
-    let tensors = canonical(path, tensors)?;
-    let config = config_of(path, &tensors, settings)?;
-    let tokenizer = match token_ids {
-        None => Tokenizer::full(),
-        Some(ids) => {
-            let ids = Vec::<i64>::try_from(&ids).map_err(|e| StageError::data(path, format!("`{TOKEN_IDS}`: {e}")))?;
-            if ids.len() as i64 != config.vocab_size {
-                return Err(StageError::data(
-                    path,
-                    format!("`{TOKEN_IDS}` lists {} tokens for {} rows", ids.len(), config.vocab_size),
-                ));
-            }
-            Tokenizer::pruned(&ids)
-        }
-    };
+    let weights = ClipWeights::read(path, settings)?;
     let mut store = nn::VarStore::new(device);
-    let clip = Clip::new(&store.root(), &config, tokenizer);
-    checkpoint::fill(&mut store, &tensors, path)?;
+    let clip = Clip::new(&store.root(), &weights.config, weights.tokenizer());
+    checkpoint::fill(&mut store, &weights.tensors, path)?;
     store.freeze();
     Ok((store, clip))
+}
+
+/// Positions of the image tower for another grid: the class token's stays, the others are a picture that is resized.
+fn resize_positions(
+    path: &Path,
+    tensors: &mut Tensors,
+    config: &mut ClipConfig,
+    side: i64,
+    antialias: bool,
+) -> Result<()> {
+    if side < config.patch_size || side % config.patch_size != 0 {
+        let reason =
+            format!("`image_size` is {side}; it must be a multiple of {}, the side of a patch", config.patch_size);
+        return Err(StageError::data(path, reason));
+    }
+    let (before, after) = (config.grid(), side / config.patch_size);
+    config.image_size = side;
+    if before == after {
+        return Ok(());
+    }
+    let name = if config.resnet.is_some() { RESNET_POSITIONS } else { "visual.positional_embedding" };
+    let positions = tensors.remove(name).ok_or_else(|| StageError::data(path, format!("it has no `{name}`")))?;
+    tensors.insert(name.to_owned(), interpolated(&positions, before, after, antialias));
+    Ok(())
+}
+
+/// `positions`: (1 + before^2, d), the class token's or the mean's first. Returns (1 + after^2, d): bicubic, corners not aligned.
+pub fn interpolated(positions: &Tensor, before: i64, after: i64, antialias: bool) -> Tensor {
+    let grid = positions.narrow(0, 1, before * before).view([1, before, before, -1]).permute([0, 3, 1, 2]);
+    let resized = if antialias {
+        grid.internal_upsample_bicubic2d_aa([after, after], false, None, None)
+    } else {
+        grid.upsample_bicubic2d([after, after], false, None, None)
+    };
+    Tensor::cat(&[positions.narrow(0, 0, 1), resized.flatten(2, 3).squeeze_dim(0).transpose(0, 1)], 0)
 }
 
 /// Writes a CLIP in half precision under OpenAI's names. `token_ids` lists the tokens of its table's rows.
@@ -80,7 +203,8 @@ pub fn save(path: &Path, store: &nn::VarStore, token_ids: &[i64], notes: &BTreeM
 /// Translates names and layouts to OpenAI's.
 fn canonical(path: &Path, tensors: Tensors) -> Result<Tensors> {
     let hugging_face = tensors.keys().any(|name| name.starts_with("vision_model."));
-    let kept = tensors.into_iter().filter(|(name, _)| !IGNORED.contains(&name.as_str()));
+    let ignored = |name: &str| IGNORED.contains(&name) || name.ends_with(".num_batches_tracked");
+    let kept = tensors.into_iter().filter(|(name, _)| !ignored(name));
     if hugging_face {
         return from_hugging_face(path, kept.collect());
     }
@@ -151,36 +275,31 @@ fn config_of(path: &Path, tensors: &Tensors, settings: Settings) -> Result<ClipC
         }
         Err(StageError::data(path, format!("`{name}` has shape {shape:?}; {axes} axes were expected")))
     };
-    let layers = |prefix: &str| {
-        tensors.keys().filter(|name| name.starts_with(prefix) && name.ends_with(".attn.in_proj_weight")).count() as i64
-    };
-    let conv = shape("visual.conv1.weight", 4)?;
-    let positions = shape("visual.positional_embedding", 2)?[0];
-    let grid = ((positions - 1) as f64).sqrt().round() as i64;
-    if grid < 1 || grid * grid + 1 != positions {
-        return Err(StageError::data(
-            path,
-            format!("{positions} visual positions are not a square grid and a class token"),
-        ));
-    }
     let tokens = shape("token_embedding.weight", 2)?;
-    let (vision_width, text_width) = (conv[0], tokens[1]);
-    let (vision_layers, text_layers) = (layers("visual.transformer.resblocks."), layers("transformer.resblocks."));
-    if vision_layers == 0 || text_layers == 0 {
-        return Err(StageError::data(path, "no CLIP of the ViT kind: one of its towers has no blocks"));
+    let vision = match tensors.contains_key(RESNET_POSITIONS) {
+        true => resnet_of(path, tensors, &shape)?,
+        false => vit_of(path, tensors, &shape)?,
+    };
+    let text_width = tokens[1];
+    let text_layers = blocks(tensors, "transformer.resblocks.");
+    if text_layers == 0 {
+        return Err(StageError::data(path, "no CLIP: its text tower has no blocks"));
     }
-    for (what, width, head) in [("image", vision_width, settings.vision_head_width), ("text", text_width, HEAD_WIDTH)] {
+    for (what, width, head) in
+        [("image", vision.attention_width, settings.vision_head_width), ("text", text_width, HEAD_WIDTH)]
+    {
         if head < 1 || width % head != 0 {
             let reason = format!("the {what} tower's width {width} is no multiple of the width {head} of its heads");
             return Err(StageError::data(path, reason));
         }
     }
     Ok(ClipConfig {
-        embed_dim: shape("visual.proj", 2)?[1],
-        image_size: grid * conv[2],
-        patch_size: conv[2],
-        vision_width,
-        vision_layers,
+        embed_dim: shape("text_projection", 2)?[1],
+        image_size: vision.grid * vision.patch,
+        patch_size: vision.patch,
+        vision_width: vision.width,
+        vision_layers: vision.layers,
+        resnet: vision.stages,
         vision_head_width: settings.vision_head_width,
         context_length: shape("positional_embedding", 2)?[0],
         vocab_size: tokens[0],
@@ -188,4 +307,54 @@ fn config_of(path: &Path, tensors: &Tensors, settings: Settings) -> Result<ClipC
         text_layers,
         activation: settings.activation,
     })
+}
+
+/// Sizes of an image tower.
+struct Vision {
+    grid: i64,
+    patch: i64,
+    width: i64,
+    attention_width: i64,
+    layers: i64,
+    stages: Option<[i64; 4]>,
+}
+
+type Shape<'a> = dyn Fn(&str, usize) -> Result<Vec<i64>> + 'a;
+
+fn blocks(tensors: &Tensors, prefix: &str) -> i64 {
+    tensors.keys().filter(|name| name.starts_with(prefix) && name.ends_with(".attn.in_proj_weight")).count() as i64
+}
+
+fn square(path: &Path, positions: i64) -> Result<i64> {
+    let grid = ((positions - 1) as f64).sqrt().round() as i64;
+    if grid >= 1 && grid * grid + 1 == positions {
+        return Ok(grid);
+    }
+    Err(StageError::data(path, format!("{positions} visual positions are not a square grid and a class token")))
+}
+
+fn vit_of(path: &Path, tensors: &Tensors, shape: &Shape) -> Result<Vision> {
+    let conv = shape("visual.conv1.weight", 4)?;
+    let layers = blocks(tensors, "visual.transformer.resblocks.");
+    if layers == 0 {
+        return Err(StageError::data(path, "no CLIP: its image tower has no blocks"));
+    }
+    shape("visual.proj", 2)?;
+    let grid = square(path, shape("visual.positional_embedding", 2)?[0])?;
+    Ok(Vision { grid, patch: conv[2], width: conv[0], attention_width: conv[0], layers, stages: None })
+}
+
+fn resnet_of(path: &Path, tensors: &Tensors, shape: &Shape) -> Result<Vision> {
+    let count = |stage: usize| {
+        let prefix = format!("visual.layer{stage}.");
+        tensors.keys().filter(|name| name.starts_with(&prefix) && name.ends_with(".conv1.weight")).count() as i64
+    };
+    let stages = [count(1), count(2), count(3), count(4)];
+    if stages.contains(&0) {
+        return Err(StageError::data(path, "no CLIP: a stage of its ResNet has no blocks"));
+    }
+    let width = shape("visual.layer1.0.conv1.weight", 4)?[0];
+    let grid = square(path, shape(RESNET_POSITIONS, 2)?[0])?;
+    let layers = stages.iter().sum();
+    Ok(Vision { grid, patch: 32, width, attention_width: width * 32, layers, stages: Some(stages) })
 }

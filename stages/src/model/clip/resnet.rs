@@ -1,0 +1,181 @@
+//! CLIP's modified ResNet (methods.md 5.4): three stem convolutions, average pools in place of strides, attention pool.
+
+use tch::nn::{self, Module, ModuleT};
+use tch::{Kind, Tensor};
+
+use super::ClipConfig;
+use crate::model::style::Mix;
+use crate::model::transformer::attend;
+
+/// Channels of a bottleneck's output over those inside it.
+const EXPANSION: i64 = 4;
+
+fn conv(path: nn::Path, input: i64, output: i64, kernel: i64, stride: i64) -> nn::Conv2D {
+    let config = nn::ConvConfig { stride, padding: kernel / 2, bias: false, ..Default::default() };
+    nn::conv2d(path, input, output, kernel, config)
+}
+
+fn norm(path: nn::Path, channels: i64) -> nn::BatchNorm {
+    nn::batch_norm2d(path, channels, nn::BatchNormConfig { eps: 1e-5, ..Default::default() })
+}
+
+/// 1x1, 3x3, average pool where the stage strides, 1x1 to four times the width; the shortcut pools likewise.
+#[derive(Debug)]
+struct Bottleneck {
+    convs: [nn::Conv2D; 3],
+    norms: [nn::BatchNorm; 3],
+    shortcut: Option<(nn::Conv2D, nn::BatchNorm)>,
+    stride: i64,
+}
+
+impl Bottleneck {
+    fn new(path: &nn::Path, input: i64, width: i64, stride: i64) -> Self {
+        let output = width * EXPANSION;
+        let named = |name: &str| path / name;
+        // `downsample.-1` is the pool, which has no parameters.
+        let shortcut = (stride > 1 || input != output)
+            .then(|| (conv(path / "downsample" / "0", input, output, 1, 1), norm(path / "downsample" / "1", output)));
+        Self {
+            convs: [
+                conv(named("conv1"), input, width, 1, 1),
+                conv(named("conv2"), width, width, 3, 1),
+                conv(named("conv3"), width, output, 1, 1),
+            ],
+            norms: [norm(named("bn1"), width), norm(named("bn2"), width), norm(named("bn3"), output)],
+            shortcut,
+            stride,
+        }
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        let inside = self.norms[0].forward_t(&self.convs[0].forward(x), train).relu();
+        let inside = self.norms[1].forward_t(&self.convs[1].forward(&inside), train).relu();
+        let inside = self.norms[2].forward_t(&self.convs[2].forward(&pooled(inside, self.stride)), train);
+        let around = match &self.shortcut {
+            None => x.shallow_clone(),
+            Some((conv, norm)) => norm.forward_t(&conv.forward(&pooled(x.shallow_clone(), self.stride)), train),
+        };
+        (inside + around).relu()
+    }
+}
+
+fn pooled(x: Tensor, stride: i64) -> Tensor {
+    if stride == 1 { x } else { x.avg_pool2d([stride, stride], [stride, stride], [0, 0], false, true, None) }
+}
+
+/// The linear maps of the attention pool, and its positions: the mean first, then the grid row by row.
+#[derive(Debug)]
+pub struct AttentionPool {
+    /// (1 + grid^2, channels).
+    pub positional_embedding: Tensor,
+    q: nn::Linear,
+    k: nn::Linear,
+    v: nn::Linear,
+    c: nn::Linear,
+    heads: i64,
+}
+
+impl AttentionPool {
+    fn new(path: &nn::Path, config: &ClipConfig) -> Self {
+        let channels = config.vision_width * 32;
+        let scale = (channels as f64).powf(-0.5);
+        let linear = |name: &str, output: i64| {
+            let ws_init = nn::Init::Randn { mean: 0.0, stdev: scale };
+            nn::linear(path / name, channels, output, nn::LinearConfig { ws_init, ..Default::default() })
+        };
+        let positions = config.grid() * config.grid() + 1;
+        let init = nn::Init::Randn { mean: 0.0, stdev: scale };
+        Self {
+            positional_embedding: path.var("positional_embedding", &[positions, channels], init),
+            q: linear("q_proj", channels),
+            k: linear("k_proj", channels),
+            v: linear("v_proj", channels),
+            c: linear("c_proj", config.embed_dim),
+            heads: channels / config.vision_head_width,
+        }
+    }
+
+    /// `map`: (B, channels, h, w). The mean looks at every position: (B, d).
+    fn forward(&self, map: &Tensor) -> Tensor {
+        let x = map.flatten(2, 3).transpose(1, 2);
+        let mean = x.mean_dim(Some([1i64].as_slice()), true, None::<Kind>);
+        let x = Tensor::cat(&[&mean, &x], 1) + &self.positional_embedding;
+        self.attend(&x.narrow(1, 0, 1), &x).select(1, 0)
+    }
+
+    /// `queries` (B, Q, channels) look at `x` (B, N, channels): (B, Q, d).
+    pub fn attend(&self, queries: &Tensor, x: &Tensor) -> Tensor {
+        let mixed = attend(&self.q.forward(queries), &self.k.forward(x), &self.v.forward(x), self.heads, false);
+        self.c.forward(&mixed)
+    }
+
+    /// MaskCLIP's way (methods.md 1.7): two linear maps at each position, no attention, no positions. (B, N, d).
+    fn values(&self, map: &Tensor) -> Tensor {
+        self.c.forward(&self.v.forward(&map.flatten(2, 3).transpose(1, 2)))
+    }
+}
+
+/// Stem, four stages, attention pool.
+#[derive(Debug)]
+pub struct ModifiedResNet {
+    stem: Vec<(nn::Conv2D, nn::BatchNorm)>,
+    stages: Vec<Vec<Bottleneck>>,
+    /// The attention pool.
+    pub pool: AttentionPool,
+}
+
+impl ModifiedResNet {
+    /// The tower; `blocks` are those of its four stages.
+    pub fn new(path: &nn::Path, config: &ClipConfig, blocks: &[i64; 4]) -> Self {
+        let width = config.vision_width;
+        let half = width / 2;
+        let stem = [(3, half, 2), (half, half, 1), (half, width, 1)].into_iter().enumerate();
+        let stem = stem.map(|(i, (input, output, stride))| {
+            let number = i + 1;
+            (conv(path / format!("conv{number}"), input, output, 3, stride), norm(path / format!("bn{number}"), output))
+        });
+        let mut input = width;
+        let mut stage = |number: usize, count: i64| -> Vec<Bottleneck> {
+            let inside = width << number;
+            let path = path / format!("layer{}", number + 1);
+            let stages = (0..count).map(|i| {
+                let stride = if i == 0 && number > 0 { 2 } else { 1 };
+                let block = Bottleneck::new(&(&path / i), input, inside, stride);
+                input = inside * EXPANSION;
+                block
+            });
+            stages.collect()
+        };
+        Self {
+            stem: stem.collect(),
+            stages: blocks.iter().enumerate().map(|(number, count)| stage(number, *count)).collect(),
+            pool: AttentionPool::new(&(path / "attnpool"), config),
+        }
+    }
+
+    /// `images`: (B, 3, s, s), normalised. The maps behind the four stages, at strides 4, 8, 16 and 32. `train` takes batch
+    /// statistics. Styles are mixed behind the first two stages, as MixStyle's authors do.
+    pub fn maps(&self, images: &Tensor, train: bool, mix: Option<&Mix>) -> Vec<Tensor> {
+        let mut x = images.shallow_clone();
+        for (conv, norm) in &self.stem {
+            x = norm.forward_t(&conv.forward(&x), train).relu();
+        }
+        x = pooled(x, 2);
+        let mut maps = Vec::with_capacity(self.stages.len());
+        for (number, stage) in self.stages.iter().enumerate() {
+            x = stage.iter().fold(x, |x, block| block.forward(&x, train));
+            if let Some(mix) = mix.filter(|_| number < 2) {
+                x = mix.apply(&x);
+            }
+            maps.push(x.shallow_clone());
+        }
+        maps
+    }
+
+    /// Pooled (B, d) and dense (B, N, d) features; statistics stay as they are [I].
+    pub fn forward(&self, images: &Tensor, mix: Option<&Mix>) -> (Tensor, Tensor) {
+        let maps = self.maps(images, false, mix);
+        let last = &maps[3];
+        (self.pool.forward(last), self.pool.values(last))
+    }
+}

@@ -1,0 +1,142 @@
+//! Batches: what is known of each sample, gathering, and scoring.
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use siteline_cache::Digest;
+use tch::{Device, Kind, Tensor};
+
+use crate::data::{Content, SiteData};
+use crate::error::{Result, StageError};
+use crate::method::contract::Batch;
+use crate::metric::Counts;
+use crate::segmenter::Segmenter;
+
+/// What a method wants to know of a site's samples beside their content.
+#[derive(Debug, Default)]
+pub struct Facts {
+    /// Indices of their classes in the dictionary.
+    labels: Option<Vec<i64>>,
+    /// Their sentences.
+    texts: Option<Vec<String>>,
+}
+
+impl Facts {
+    /// Those of a site. `seed` shuffles sentences where the method wants a control.
+    ///
+    /// # Errors
+    /// A sample without a class that the dictionary knows, where the method needs one.
+    pub fn of(model: &Segmenter, site: &SiteData, seed: u64) -> Result<Self> {
+        let known = |class: &Option<String>| {
+            class.as_ref().and_then(|class| model.config.classes.iter().position(|known| known == class))
+        };
+        let sentence =
+            |(own, class): (&Option<String>, &Option<String>)| model.method.sentence(own.as_deref(), known(class));
+        let mut texts: Option<Vec<String>> = site.prompts.iter().zip(&site.classes).map(sentence).collect();
+        if let Some(texts) = texts.as_mut().filter(|_| model.method.shuffles_sentences()) {
+            let name = format!("sentences\0{seed}\0{}", site.site);
+            texts.shuffle(&mut ChaCha8Rng::from_seed(*Digest::of_bytes(name.as_bytes()).as_bytes()));
+        }
+        Ok(Self { labels: labels(model, site)?, texts })
+    }
+}
+
+/// Indices of each sample's class in the dictionary; `None` for a model that knows no classes.
+fn labels(model: &Segmenter, site: &SiteData) -> Result<Option<Vec<i64>>> {
+    let classes = &model.config.classes;
+    if !model.method.needs_labels() {
+        return Ok(None);
+    }
+    let of = |(id, class): (&String, &Option<String>)| {
+        let class = class.as_ref().ok_or_else(|| {
+            StageError::Request(format!(
+                "`{id}` of the site `{}` has no class, which the method's losses need: give the site a `class`",
+                site.site
+            ))
+        })?;
+        let place = classes.iter().position(|known| known == class).ok_or_else(|| {
+            let list = classes.join(", ");
+            StageError::Request(format!(
+                "the class `{class}` of `{id}` (site `{}`) is not in the dictionary, which has {list}",
+                site.site
+            ))
+        })?;
+        Ok(place as i64)
+    };
+    site.ids.iter().zip(&site.classes).map(of).collect::<Result<Vec<_>>>().map(Some)
+}
+
+/// A batch of `chosen` samples of each site.
+pub fn gather(sites: &[SiteData], facts: &[Facts], chosen: &[Vec<i64>], device: Device) -> Batch {
+    let parts: Vec<Batch> = sites
+        .iter()
+        .zip(facts)
+        .zip(chosen)
+        .filter(|(_, rows)| !rows.is_empty())
+        .map(|((site, facts), rows)| of_site(site, facts, rows, device))
+        .collect();
+    let labels: Option<Vec<&Tensor>> = parts.iter().map(|part| part.labels.as_ref()).collect();
+    let masks: Vec<&Tensor> = parts.iter().map(|part| &part.masks).collect();
+    Batch {
+        masks: Tensor::cat(&masks, 0),
+        labels: labels.map(|labels| Tensor::cat(&labels, 0)),
+        texts: parts.iter().flat_map(|part| part.texts.clone()).collect(),
+        content: Content::join(parts.into_iter().map(|part| part.content).collect::<Vec<_>>().as_slice()),
+        mix: None,
+    }
+}
+
+/// A batch of some samples of one site.
+pub fn of_site(site: &SiteData, facts: &Facts, rows: &[i64], device: Device) -> Batch {
+    let index = Tensor::from_slice(rows);
+    let labels = facts.labels.as_ref().map(|labels| rows.iter().map(|row| labels[*row as usize]).collect::<Vec<_>>());
+    let texts = facts.texts.as_ref().map(|texts| rows.iter().map(|row| texts[*row as usize].clone()).collect());
+    Batch {
+        content: site.content.rows(&index, device),
+        masks: site.masks.index_select(0, &index).to_device(device).to_kind(Kind::Int64),
+        labels: labels.map(|labels| Tensor::from_slice(&labels).to_device(device)),
+        texts: texts.unwrap_or_default(),
+        mix: None,
+    }
+}
+
+/// Mean over sites of the mean Dice of their validation images.
+pub fn validate(model: &Segmenter, sites: &[SiteData], facts: &[Facts]) -> Option<f64> {
+    let mean = |(site, facts): (&SiteData, &Facts)| {
+        let dice: Vec<f64> = score(model, site, facts, &site.rows(true)).iter().map(Counts::dice).collect();
+        (!dice.is_empty()).then(|| dice.iter().sum::<f64>() / dice.len() as f64)
+    };
+    let means: Vec<f64> = sites.iter().zip(facts).filter_map(mean).collect();
+    (!means.is_empty()).then(|| means.iter().sum::<f64>() / means.len() as f64)
+}
+
+/// Images that are scored at once.
+pub const AT_ONCE: usize = 32;
+
+/// Counts of the model's predictions for some samples of a site, in their order.
+pub fn score(model: &Segmenter, site: &SiteData, facts: &Facts, rows: &[i64]) -> Vec<Counts> {
+    let mut counts = Vec::with_capacity(rows.len());
+    for chunk in rows.chunks(AT_ONCE) {
+        let batch = of_site(site, facts, chunk, model.store.device());
+        let predicted = model.probabilities(&batch).gt(0.5);
+        let truth = batch.masks.to_kind(Kind::Bool);
+        let sum = |both: Tensor| -> Vec<i64> {
+            let sums = both.sum_dim_intlist([1i64, 2].as_slice(), false, Kind::Int64).to_device(Device::Cpu);
+            Vec::<i64>::try_from(sums).expect("sums are whole numbers in one row")
+        };
+        let (missed, outside) = (predicted.logical_not(), truth.logical_not());
+        let all = [
+            sum(predicted.logical_and(&truth)),
+            sum(predicted.logical_and(&outside)),
+            sum(missed.logical_and(&truth)),
+            sum(missed.logical_and(&outside)),
+        ];
+        counts.extend((0..chunk.len()).map(|i| Counts {
+            tp: all[0][i],
+            fp: all[1][i],
+            r#fn: all[2][i],
+            tn: all[3][i],
+        }));
+    }
+    counts
+}
