@@ -82,8 +82,7 @@ impl Queue {
     /// The next group; `None` once there will be no more.
     fn next(&self) -> Option<Vec<Kept>> {
         let mut waiting = self.lock();
-        loop {
-            let Some(wait) = waiting.wait() else { break };
+        while let Some(wait) = waiting.wait() {
             if waiting.over {
                 return None;
             }
