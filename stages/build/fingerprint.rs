@@ -16,7 +16,7 @@ use syn::visit::Visit;
 use syn::visit_mut::VisitMut;
 
 /// Kind, and its file below `stages/src`.
-const KINDS: [(&str, &str); 10] = [
+const KINDS: [(&str, &str); 11] = [
     ("ingest", "kind/ingest.rs"),
     ("clip-features", "kind/clip_features.rs"),
     ("clip-weights", "kind/clip_weights.rs"),
@@ -26,6 +26,7 @@ const KINDS: [(&str, &str); 10] = [
     ("evaluate", "kind/evaluate.rs"),
     ("table", "kind/table.rs"),
     ("phantoms", "kind/phantoms.rs"),
+    ("plant-confounder", "kind/plant_confounder.rs"),
     ("phantom-clip", "kind/phantom_clip.rs"),
 ];
 /// Files that list modules and choose between them.

@@ -1,4 +1,6 @@
-//! Tensors to and from safetensors files. Nothing is ever unpickled.
+//! Tensors from safetensors files and TorchScript archives, and to safetensors files. No pickle is ever run.
+
+mod torchscript;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -14,13 +16,16 @@ pub type Tensors = BTreeMap<String, Tensor>;
 /// Reads every tensor of a file, half-precision floats widened to 32 bits.
 ///
 /// # Errors
-/// A file that is no safetensors file (a lying header included), or that holds a type Siteline has no use for.
+/// A file that is neither a safetensors file (a lying header included) nor a TorchScript archive, or that holds a type Siteline has
+/// no use for.
 pub fn read(path: &Path) -> Result<Tensors> {
     let bytes = std::fs::read(path).map_err(StageError::io(path))?;
+    if bytes.starts_with(b"PK") {
+        return torchscript::read(path);
+    }
     let file = SafeTensors::deserialize(&bytes).map_err(|e| {
-        let pickled = bytes.starts_with(b"PK") || bytes.starts_with(&[0x80]);
-        let advice =
-            if pickled { "; PyTorch archives are not read: convert it with safetensors.torch.save_file" } else { "" };
+        let pickled = bytes.starts_with(&[0x80]);
+        let advice = if pickled { "; a bare pickle is not read: convert it with safetensors.torch.save_file" } else { "" };
         StageError::data(path, format!("not a whole safetensors file: {e}{advice}"))
     })?;
     file.tensors().into_iter().map(|(name, view)| Ok((name.clone(), tensor_of(path, &name, &view)?))).collect()

@@ -3,12 +3,13 @@
 //! Every file carries key-value metadata that names what it was made from. Floats are 32-bit; dense features are a fixed-size
 //! list of `grid * grid * d` of them, position by position, row by row. Row groups are small enough to be read in part.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, RecordBatch, StringArray,
+    Array, ArrayRef, AsArray, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, RecordBatch, RecordBatchReader, StringArray,
 };
 use arrow::datatypes::{DataType, Field, Float32Type, Float64Type, Schema};
 use parquet::arrow::ArrowWriter;
@@ -61,6 +62,18 @@ impl Writer {
         Ok(Self { path: path.to_owned(), schema, inner })
     }
 
+    /// Starts a file with the columns and the notes of another.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn like(path: &Path, other: &Reader) -> Result<Self> {
+        let own = |(key, _): &(&String, &String)| *key != "ARROW:schema";
+        let notes: Vec<(&str, String)> =
+            other.notes.iter().filter(own).map(|(key, value)| (key.as_str(), value.clone())).collect();
+        let schema = other.batches.schema();
+        Self::new(path, Schema::new(schema.fields().clone()), &notes)
+    }
+
     /// Adds rows.
     ///
     /// # Errors
@@ -83,7 +96,7 @@ impl Writer {
 /// A file that was opened for reading.
 pub struct Reader {
     path: PathBuf,
-    notes: std::collections::HashMap<String, String>,
+    notes: BTreeMap<String, String>,
     batches: parquet::arrow::arrow_reader::ParquetRecordBatchReader,
 }
 
@@ -140,6 +153,13 @@ impl Batch<'_> {
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.batch.num_rows()
+    }
+
+    /// Its columns, one of them replaced.
+    pub fn with(&self, name: &str, values: ArrayRef) -> Vec<ArrayRef> {
+        let schema = self.batch.schema();
+        let columns = self.batch.columns().iter().zip(schema.fields());
+        columns.map(|(column, field)| if field.name() == name { values.clone() } else { column.clone() }).collect()
     }
 
     fn column(&self, name: &str) -> Result<&ArrayRef> {

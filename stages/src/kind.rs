@@ -10,6 +10,7 @@ pub mod evaluate;
 pub mod ingest;
 pub mod phantom_clip;
 pub mod phantoms;
+pub mod plant_confounder;
 pub mod select;
 pub mod spec;
 pub mod table;
@@ -35,6 +36,7 @@ pub fn registry() -> Vec<(StageKind, Work)> {
         (evaluate::kind(), evaluate::run),
         (table::kind(), table::run),
         (phantoms::kind(), phantoms::run),
+        (plant_confounder::kind(), plant_confounder::run),
         (phantom_clip::kind(), phantom_clip::run),
     ]
 }

@@ -52,6 +52,12 @@ fn openai_naming_agrees_with_transformers() {
     compare(&golden("openai.safetensors"));
 }
 
+/// OpenAI's own files: TorchScript archives of half-precision weights.
+#[test]
+fn a_torchscript_archive_agrees_with_transformers() {
+    compare(&golden("torchscript.pt"));
+}
+
 /// open_clip's models with a custom text tower prefix its parameters, and carry a mask.
 #[test]
 fn open_clip_naming_agrees_with_transformers() {
@@ -139,7 +145,14 @@ fn files_that_lie_about_their_content_are_refused() {
     let mut long = whole;
     long[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     assert!(refused(&long).contains("not a whole safetensors file"));
-    assert!(refused(b"PK\x03\x04 a zip archive of pickles").contains("PyTorch archives are not read"));
+    assert!(refused(b"PK\x03\x04 a zip archive of pickles").contains("not a whole archive"));
+    assert!(refused(&[0x80, 2, b'.']).contains("a bare pickle is not read"));
+    let plain = std::fs::read(golden("plain.pt")).unwrap();
+    assert!(refused(&plain).contains("no TorchScript archive"), "{}", refused(&plain));
+    let script = std::fs::read(golden("torchscript.pt")).unwrap();
+    for length in [script.len() / 3, script.len() - 100] {
+        assert!(refused(&script[..length]).contains("not a whole archive"));
+    }
 }
 
 /// Real weights are loaded the same way; which file, the environment says.

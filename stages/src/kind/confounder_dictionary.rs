@@ -7,17 +7,21 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use siteline_cache::Digest;
 use siteline_pipeline::protocol::{SourceFrom, SourceSpec, StageKind};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use super::context::Ctx;
 use super::spec::{Spec, output};
 use crate::checkpoint::{self, Tensors};
 use crate::dictionary::Prompts;
 use crate::error::{Result, StageError};
-use crate::model::clip::weights;
+use crate::model::clip::{l2_normalise, weights};
 
 /// Parameters of `confounder-dictionary`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -29,6 +33,9 @@ pub struct Params {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub size: Option<usize>,
+    /// A control: with a seed, every embedding that names a confounder is a random vector of the same length.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub random: Option<u64>,
 }
 
 /// The kind's specification.
@@ -90,12 +97,32 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         ("classes".to_owned(), clip.embed_texts(&prompts.class_prompts)?),
         ("class_domain".to_owned(), clip.embed_texts(&prompts.class_domain_prompts)?.view([k, m, -1])),
     ]);
+    let tensors = match params.random {
+        None => tensors,
+        Some(seed) => randomised(tensors, seed),
+    };
     ctx.metric("confounders", m as f64);
     let notes = BTreeMap::from([("weights".to_owned(), file.digest.to_string())]);
     checkpoint::write(&ctx.output("dictionary.safetensors"), &tensors, Kind::Float, &notes)?;
     let path = ctx.output("prompts.json");
     let json = serde_json::to_string_pretty(&prompts).expect("prompts are JSON");
     std::fs::write(&path, json + "\n").map_err(StageError::io(&path))
+}
+
+/// Rows of confounders become random vectors of their own length; those of classes stay.
+fn randomised(tensors: Tensors, seed: u64) -> Tensors {
+    let random = |(name, tensor): (String, Tensor)| {
+        if name == "classes" {
+            return (name, tensor);
+        }
+        let digest = Digest::of_bytes(format!("random dictionary\0{seed}\0{name}").as_bytes());
+        let mut rng = ChaCha8Rng::from_seed(*digest.as_bytes());
+        let draws: Vec<f32> = (0..tensor.numel()).map(|_| StandardNormal.sample(&mut rng)).collect();
+        let draws = l2_normalise(&Tensor::from_slice(&draws).view(tensor.size().as_slice()));
+        let length = tensor.square().sum_dim_intlist([-1i64].as_slice(), true, Kind::Float).sqrt();
+        (name, draws.to_device(tensor.device()) * length)
+    };
+    tensors.into_iter().map(random).collect()
 }
 
 /// Reads a prompts file and spells out its templates.

@@ -59,6 +59,9 @@ pub struct Params {
     pub vision_width: i64,
     /// Blocks of the image tower.
     pub vision_layers: i64,
+    /// Blocks of each stage of a modified ResNet, in place of a ViT; its patches have 32 pixels a side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resnet: Option<[i64; 4]>,
     /// Width of the text tower.
     pub text_width: i64,
     /// Blocks of the text tower.
@@ -81,6 +84,7 @@ impl Default for Params {
             embed_dim: 128,
             vision_width: 128,
             vision_layers: 4,
+            resnet: None,
             text_width: 128,
             text_layers: 2,
         }
@@ -114,10 +118,10 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let config = ClipConfig {
         embed_dim: params.embed_dim,
         image_size: params.image_size,
-        patch_size: params.patch_size,
+        patch_size: if params.resnet.is_some() { 32 } else { params.patch_size },
         vision_width: params.vision_width,
-        vision_layers: params.vision_layers,
-        resnet: None,
+        vision_layers: params.resnet.map_or(params.vision_layers, |stages| stages.iter().sum()),
+        resnet: params.resnet,
         vision_head_width: HEAD_WIDTH,
         context_length: 77,
         vocab_size: token_ids.len() as i64,
