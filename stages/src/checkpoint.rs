@@ -25,7 +25,8 @@ pub fn read(path: &Path) -> Result<Tensors> {
     }
     let file = SafeTensors::deserialize(&bytes).map_err(|e| {
         let pickled = bytes.starts_with(&[0x80]);
-        let advice = if pickled { "; a bare pickle is not read: convert it with safetensors.torch.save_file" } else { "" };
+        let advice =
+            if pickled { "; a bare pickle is not read: convert it with safetensors.torch.save_file" } else { "" };
         StageError::data(path, format!("not a whole safetensors file: {e}{advice}"))
     })?;
     file.tensors().into_iter().map(|(name, view)| Ok((name.clone(), tensor_of(path, &name, &view)?))).collect()

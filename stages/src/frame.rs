@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, RecordBatch, RecordBatchReader, StringArray,
+    Array, ArrayRef, AsArray, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, RecordBatch, RecordBatchReader,
+    StringArray,
 };
 use arrow::datatypes::{DataType, Field, Float32Type, Float64Type, Schema};
 use parquet::arrow::ArrowWriter;

@@ -98,7 +98,12 @@ enum Value {
 }
 
 /// Names and tensors of a module, its submodules included.
-fn collect(value: &Value, name: String, depth: usize, found: &mut Vec<(String, Stored)>) -> std::result::Result<(), String> {
+fn collect(
+    value: &Value,
+    name: String,
+    depth: usize,
+    found: &mut Vec<(String, Stored)>,
+) -> std::result::Result<(), String> {
     if depth > DEEPEST {
         return Err("modules are nested too deep".into());
     }
@@ -275,7 +280,9 @@ impl<'a> Reader<'a> {
 fn storage(id: &Value) -> Step<Value> {
     let unknown = || "an unknown kind of storage".to_owned();
     let Value::Tuple(parts) = id else { return Err(unknown()) };
-    let (Some(Value::Global(class)), Some(Value::Text(key))) = (parts.get(1), parts.get(2)) else { return Err(unknown()) };
+    let (Some(Value::Global(class)), Some(Value::Text(key))) = (parts.get(1), parts.get(2)) else {
+        return Err(unknown());
+    };
     let kind = match class.rsplit([' ', '.']).next() {
         Some("HalfStorage") => Kind::Half,
         Some("FloatStorage") => Kind::Float,

@@ -76,7 +76,8 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let site = input.point.get("site").map_or("all", String::as_str);
     let mut data = SiteData::features(site, path)?;
     let needed = ctx.input("dictionary")?;
-    let dictionary = Dictionary::read(Ctx::file(needed, "dictionary.safetensors")?, Ctx::file(needed, "prompts.json")?)?;
+    let dictionary =
+        Dictionary::read(Ctx::file(needed, "dictionary.safetensors")?, Ctx::file(needed, "prompts.json")?)?;
     let known = &dictionary.prompts.domains;
     let row = known.iter().position(|domain| *domain == params.confounder).ok_or_else(|| {
         let list = known.join(", ");

@@ -52,17 +52,17 @@ impl Method for Coral {
 /// For each pair of sites the mean squared difference of the features' means plus that of their covariances (n - 1), averaged
 /// over pairs. Each of `sites`: (n, d). 0 for one site; sites of one image have no covariance and compare means alone.
 pub fn alignment(sites: &[Tensor]) -> Tensor {
-    let mean = |x: &Tensor| x.mean_dim(Some([0i64].as_slice()), true, Kind::Float);
+    let mean = |x: &Tensor| x.mean_dim(Some([0i64].as_slice()), true, None::<Kind>);
     let covariance = |x: &Tensor| {
         let centred = x - mean(x);
         centred.tr().matmul(&centred) / (x.size()[0] - 1).max(1) as f64
     };
-    let mut sum = Tensor::zeros([], (Kind::Float, sites.first().map_or(tch::Device::Cpu, Tensor::device)));
+    let mut sum = Tensor::zeros([], sites.first().map_or((Kind::Float, tch::Device::Cpu), |x| (x.kind(), x.device())));
     let mut pairs = 0;
     for (place, a) in sites.iter().enumerate() {
         for b in &sites[place + 1..] {
-            sum += (mean(a) - mean(b)).square().mean(Kind::Float);
-            sum += (covariance(a) - covariance(b)).square().mean(Kind::Float);
+            sum += (mean(a) - mean(b)).square().mean(None::<Kind>);
+            sum += (covariance(a) - covariance(b)).square().mean(None::<Kind>);
             pairs += 1;
         }
     }

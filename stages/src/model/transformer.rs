@@ -120,6 +120,7 @@ impl Block {
 
 /// Each row of `x` divided by its Euclidean norm along the last axis; a zero row stays zero.
 pub fn l2_normalise(x: &Tensor) -> Tensor {
-    let norm = x.square().sum_dim_intlist(-1, true, Kind::Float).sqrt().clamp_min(1e-12);
+    let kind = if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let norm = x.square().sum_dim_intlist(-1, true, kind).sqrt().clamp_min(1e-12);
     x / norm
 }

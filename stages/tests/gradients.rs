@@ -1,0 +1,147 @@
+//! Gradients in double precision against finite differences, and what must hold by the equations alone.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+use siteline_stages::loss;
+use siteline_stages::method::coral;
+use siteline_stages::model::causalclipseg::{CausalClipSeg, Masks};
+use siteline_stages::model::clip::{Activation, ClipConfig};
+use siteline_stages::model::head::{Adapter, Head};
+use siteline_stages::model::intervention::{Intervention, Variant};
+use siteline_stages::model::style::Mix;
+use siteline_stages::model::transformer::{Block, l2_normalise};
+use siteline_stages::model::unet::Unet;
+use tch::{Device, Kind, Tensor, nn};
+
+/// Numbers between -1 and 1, the same in every run whatever other tests draw.
+fn numbers(shape: &[i64], phase: f64) -> Tensor {
+    let count = shape.iter().product::<i64>();
+    (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + phase).sin().view(shape) * 0.9
+}
+
+/// A store in double precision with variables that are all in play.
+fn doubled(mut store: nn::VarStore) -> nn::VarStore {
+    store.double();
+    tch::no_grad(|| {
+        for (place, (_, mut variable)) in
+            std::collections::BTreeMap::from_iter(store.variables()).into_iter().enumerate()
+        {
+            if variable.requires_grad() {
+                let shift = numbers(&variable.size(), place as f64) * 0.2;
+                let _ = variable.g_add_(&shift);
+            }
+        }
+    });
+    store
+}
+
+/// Compares the gradient of `value` in `x` with finite differences along a few directions.
+fn check(what: &str, x: &Tensor, value: &dyn Fn(&Tensor) -> Tensor) {
+    let x = x.to_kind(Kind::Double).detach().copy().set_requires_grad(true);
+    let gradient = Tensor::run_backward(&[value(&x)], &[&x], false, false).remove(0);
+    const STEP: f64 = 1e-6;
+    for phase in [0.3, 1.7, 4.1] {
+        let direction = numbers(&x.size(), phase);
+        let along = (&gradient * &direction).sum(Kind::Double).double_value(&[]);
+        let at = |side: f64| tch::no_grad(|| value(&(&x + &direction * (side * STEP)))).double_value(&[]);
+        let difference = (at(1.0) - at(-1.0)) / (2.0 * STEP);
+        let scale = along.abs().max(difference.abs()).max(1e-3);
+        assert!((along - difference).abs() < 1e-5 * scale, "{what}: {along}, by differences {difference}");
+    }
+}
+
+fn squared(x: &Tensor) -> Tensor {
+    x.square().mean(Kind::Double)
+}
+
+#[test]
+fn losses() {
+    let masks = numbers(&[3, 6, 6], 2.0).gt(0.0).to_kind(Kind::Int64);
+    let logits = numbers(&[3, 2, 6, 6], 0.5);
+    check("segmentation", &logits, &|x| loss::segmentation(x, &masks));
+    check("dice", &logits, &|x| loss::dice(x, &masks));
+    check("dice of one logit", &numbers(&[3, 1, 6, 6], 0.1), &|x| loss::dice(&loss::two_logits(x), &masks));
+    let (targets, classes) = (numbers(&[3, 8], 1.0), numbers(&[4, 8], 3.0));
+    check("causal", &numbers(&[3, 5, 8], 0.2), &|x| loss::causal(x, &targets));
+    let labels = Tensor::from_slice(&[0i64, 3, 1]);
+    check("contrastive", &numbers(&[3, 8], 0.7), &|x| loss::contrastive(x, &classes, &labels, 0.5));
+    check("coral", &numbers(&[6, 5], 0.4), &|x| coral::alignment(&x.chunk(2, 0)).to_kind(Kind::Double));
+}
+
+#[test]
+fn layers() {
+    let store = nn::VarStore::new(Device::Cpu);
+    let root = store.root();
+    let (head, adapter) = (Head::new(&(&root / "head"), 8, 8, 12), Adapter::new(&(&root / "adapter"), 8));
+    let block = Block::with_heads(&(&root / "block"), 8, 2, 2, Activation::QuickGelu, false);
+    let unet = Unet::new(&(&root / "unet"), 2);
+    let _store = doubled(store);
+    let x = numbers(&[2, 9, 8], 0.9);
+    check("head", &x, &|x| squared(&head.forward(x)));
+    check("adapter", &x, &|x| squared(&adapter.forward(x)));
+    check("block", &x, &|x| squared(&block.forward(x)));
+    check("value path", &x, &|x| squared(&block.forward_values(x)));
+    check("unet", &numbers(&[1, 3, 16, 16], 0.2), &|x| squared(&unet.forward(x)));
+}
+
+#[test]
+fn every_variant_of_the_intervention() {
+    let z = numbers(&[5, 64], 2.5);
+    for variant in [Variant::Residual, Variant::AttnOnly, Variant::Subtract, Variant::ProjectOut] {
+        let store = nn::VarStore::new(Device::Cpu);
+        let network = Intervention::new(&store.root(), 64, 64, 2, 1, variant);
+        let _store = doubled(store);
+        check(&format!("{variant:?}"), &numbers(&[2, 4, 64], 0.6), &|x| squared(&network.forward(x, &z)));
+        check(&format!("{variant:?} in Z"), &z, &|z| squared(&network.forward(&numbers(&[2, 4, 64], 0.6), z)));
+    }
+}
+
+/// With statistics frozen: those of a batch are PyTorch's own affair.
+#[test]
+fn causalclipseg() {
+    let config = ClipConfig {
+        embed_dim: 64,
+        image_size: 64,
+        patch_size: 32,
+        vision_width: 4,
+        vision_layers: 4,
+        resnet: Some([1, 1, 1, 1]),
+        vision_head_width: 64,
+        context_length: 8,
+        vocab_size: 4,
+        text_width: 64,
+        text_layers: 1,
+        activation: Activation::QuickGelu,
+    };
+    let store = nn::VarStore::new(Device::Cpu);
+    let network = CausalClipSeg::new(&store.root(), &config).unwrap();
+    let _store = doubled(store);
+    let (images, states) = (numbers(&[1, 3, 64, 64], 0.3), numbers(&[1, 64], 1.3));
+    let both = |images: &Tensor, states: &Tensor| {
+        let branches = network.forward(images, states, Masks::Ones, false);
+        squared(&branches.sup) + squared(&branches.inf)
+    };
+    check("texts", &states, &|states| both(&images, states));
+    check("images", &images, &|images| both(images, &states));
+}
+
+/// Statistics pass no gradient: what is left is the scale of the mixed deviation over the own one.
+#[test]
+fn mixstyle_passes_gradients_through_the_normalised_image_alone() {
+    let mix = Mix { keeps: Tensor::from_slice(&[0.25f64]), partner: Tensor::from_slice(&[0i64]) };
+    let x = numbers(&[1, 2, 3, 3], 0.8).set_requires_grad(true);
+    let gradient = Tensor::run_backward(&[mix.apply(&x).sum(Kind::Double)], &[&x], false, false).remove(0);
+    assert!(gradient.allclose(&gradient.ones_like(), 1e-9, 1e-9, false), "an image mixed with itself is itself");
+}
+
+/// What is projected out is gone, and twice is once.
+#[test]
+fn projecting_out_leaves_nothing_along_the_dictionary() {
+    let store = nn::VarStore::new(Device::Cpu);
+    let network = Intervention::new(&store.root(), 64, 64, 1, 1, Variant::ProjectOut);
+    let z = l2_normalise(&numbers(&[3, 64], 1.9));
+    let out = tch::no_grad(|| network.forward(&numbers(&[1, 7, 64], 0.2), &z));
+    assert!(out.matmul(&z.tr()).abs().max().double_value(&[]) < 1e-5);
+    let again = tch::no_grad(|| network.forward(&out, &z));
+    assert!(again.allclose(&out, 1e-5, 1e-6, false));
+}
