@@ -85,24 +85,24 @@ impl ClipConfig {
 #[derive(Debug)]
 pub enum Tower {
     /// A vision transformer.
-    Vit(VisionTower),
+    Vit(Box<VisionTower>),
     /// A modified ResNet.
-    ResNet(ModifiedResNet),
+    ResNet(Box<ModifiedResNet>),
 }
 
 impl Tower {
     /// The tower at CLIP's initial values, its variables directly under `path`.
     pub fn new(path: &nn::Path, config: &ClipConfig) -> Self {
         match &config.resnet {
-            None => Self::Vit(VisionTower::new(path, config)),
-            Some(blocks) => Self::ResNet(ModifiedResNet::new(path, config, blocks)),
+            None => Self::Vit(Box::new(VisionTower::new(path, config))),
+            Some(blocks) => Self::ResNet(Box::new(ModifiedResNet::new(path, config, blocks))),
         }
     }
 
     /// The last `count` blocks of a ViT; nothing if it has fewer, or for a ResNet.
     pub fn last_blocks(path: &nn::Path, config: &ClipConfig, count: i64) -> Option<Self> {
         let there = config.resnet.is_none() && (1..=config.vision_layers).contains(&count);
-        there.then(|| Self::Vit(VisionTower::last_blocks(path, config, count)))
+        there.then(|| Self::Vit(Box::new(VisionTower::last_blocks(path, config, count))))
     }
 
     /// `images`: (B, 3, s, s), normalised. Pooled (B, d) and dense (B, N, d) features, not normalised. A ResNet has one way to
