@@ -39,6 +39,8 @@ pub struct SiteSettings {
     pub key: Option<String>,
     /// The group of sites that share patient numbers.
     pub patient_group: Option<String>,
+    /// How many bits perceptual hashes of one patient's images may differ in, where images are compared.
+    pub similar: Option<u32>,
     /// `fail` or `leave-out`.
     pub on_bad_file: OnBadFile,
 }

@@ -7,6 +7,7 @@ pub mod decode;
 mod error;
 pub mod phantom;
 pub mod raster;
+pub mod similar;
 pub mod split;
 
 pub use error::DatasetError;

@@ -96,6 +96,11 @@ pub struct Site {
     /// Sites that name the same group share patient numbers: one number is one person there. Defaults to the site itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patient_group: Option<String>,
+    /// Images whose perceptual hashes differ in at most so many of 64 bits count as one patient's: neighbouring frames of a video, or
+    /// one picture in two collections. Without it no image is compared with another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 32))]
+    pub similar: Option<u32>,
     /// What becomes of a file that cannot be used: the stage fails, or the sample is left out and listed.
     #[serde(default)]
     pub on_bad_file: OnBadFile,
@@ -153,7 +158,7 @@ pub enum OnBadFile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Backbone {
-    /// A safetensors file in OpenAI's, open_clip's or Hugging Face's naming.
+    /// A safetensors file in OpenAI's, open_clip's or Hugging Face's naming, or one of OpenAI's TorchScript archives.
     pub weights: String,
     /// The non-linearity that the weights were trained with: `quick-gelu` (OpenAI) or `gelu`.
     #[serde(default = "quick_gelu")]

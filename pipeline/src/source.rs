@@ -154,11 +154,10 @@ impl<'a> Sources<'a> {
         let backbone = &self.loaded.manifest.backbones[name];
         let path = self.path(&backbone.weights, &place)?;
         let file = self.file(&path, "weights", name, &place)?;
-        Ok(RunSource {
-            name: name.to_owned(),
-            settings: json!({"activation": backbone.activation, "vision_head_width": backbone.vision_head_width}),
-            files: vec![file],
-        })
+        let mut settings = serde_json::to_value(backbone).expect("a backbone is JSON");
+        // Where the file lies is no part of what it is.
+        settings.as_object_mut().map(|fields| fields.remove("weights"));
+        Ok(RunSource { name: name.to_owned(), settings, files: vec![file] })
     }
 
     /// The file that a parameter of a stage names.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use siteline_datasets::raster::Rgb;
 use tch::{Device, Kind, Tensor};
 
@@ -76,6 +77,17 @@ impl Content {
     }
 }
 
+/// What made some features: models read features of the same origin as those that they were trained on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Digest of the weights' file.
+    pub weights: String,
+    /// The sizes of the CLIP, as JSON.
+    pub model: String,
+    /// How dense features were taken, as JSON.
+    pub dense: String,
+}
+
 /// The samples of one site.
 pub struct SiteData {
     /// The site.
@@ -94,6 +106,8 @@ pub struct SiteData {
     pub content: Content,
     /// Masks: (n, S, S), 0 or 1, bytes.
     pub masks: Tensor,
+    /// What made the features; nothing for pixels.
+    pub origin: Option<Origin>,
 }
 
 impl SiteData {
@@ -133,7 +147,9 @@ impl SiteData {
         } else {
             Content::Features { pooled: Tensor::f_cat(&pooled, 0)?, dense }
         };
-        Ok(about.with(site, content, Tensor::f_cat(&masks, 0)?))
+        let origin =
+            Origin { weights: reader.note("weights")?, model: reader.note("model")?, dense: reader.note("dense")? };
+        Ok(Self { origin: Some(origin), ..about.with(site, content, Tensor::f_cat(&masks, 0)?) })
     }
 
     /// Reads `samples.parquet` and `pixels.parquet`; images are brought to `side` pixels a side, masks stay as they are.
@@ -216,6 +232,6 @@ impl About {
 
     fn with(self, site: &str, content: Content, masks: Tensor) -> SiteData {
         let Self { ids, patients, classes, prompts, validates } = self;
-        SiteData { site: site.to_owned(), ids, patients, classes, prompts, validates, content, masks }
+        SiteData { site: site.to_owned(), ids, patients, classes, prompts, validates, content, masks, origin: None }
     }
 }

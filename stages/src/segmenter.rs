@@ -8,6 +8,7 @@ use siteline_pipeline::manifest::selection::Protocol;
 use tch::{Device, Kind, Tensor, nn};
 
 use crate::checkpoint::{self, Tensors};
+use crate::data::Origin;
 use crate::dictionary::Dictionary;
 use crate::error::{Result, StageError};
 use crate::method::contract::{At, Batch, Forward, Given, Method, Sizes};
@@ -40,6 +41,9 @@ pub struct SegmenterConfig {
     pub classes: Vec<String>,
     /// The dictionary's class prompts, in the same order.
     pub class_prompts: Vec<String>,
+    /// What made the features or activations that it reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// The epoch that the weights are of.
     pub epoch: usize,
     /// How that epoch was chosen.
@@ -102,7 +106,7 @@ pub struct Segmenter {
 
 impl Segmenter {
     /// Builds a model at its initial values; what of it has values in `weights` starts from there. `frozen`: an encoder that is
-    /// run and not trained.
+    /// run and not trained. `seed`: that of initial values; none for a model that is read from a file.
     ///
     /// # Errors
     /// A method without what it needs.
@@ -111,16 +115,21 @@ impl Segmenter {
         dictionary: Option<&Dictionary>,
         weights: Option<&ClipWeights>,
         frozen: Option<Frozen>,
+        seed: Option<u64>,
         device: Device,
     ) -> Result<Self> {
         let mut store = nn::VarStore::new(device);
         let root = store.root();
-        let shared = match &config.shared {
-            Some(shared) => Shared::new(&root, shared, frozen)?,
+        if let Some(seed) = seed {
+            tch::manual_seed(seed as i64);
+        }
+        let mut shared = match &config.shared {
+            Some(shared) => Shared::new(&root, shared, frozen),
             None => Shared::nothing(),
         };
         let given = Given {
             sizes: config.sizes,
+            trains: seed.is_some(),
             dictionary,
             clip: config.clip.as_ref(),
             weights,
@@ -128,6 +137,9 @@ impl Segmenter {
             class_prompts: &config.class_prompts,
         };
         let method = method::build(config.method, &config.params, &(&root / "method"), given)?;
+        if let Some(config) = &config.shared {
+            shared.build_encoder(&root, config)?;
+        }
         if let Some(weights) = weights {
             for prefix in ["encoder.", BACKBONE] {
                 weights.fill(&mut store, prefix)?;
@@ -170,7 +182,7 @@ impl Segmenter {
         let text = std::fs::read(config).map_err(StageError::io(config))?;
         let parsed: SegmenterConfig = serde_json::from_slice(&text).map_err(|e| StageError::data(config, e))?;
         let epoch = parsed.epoch;
-        let mut built = Self::new(parsed, None, weights, None, device)?;
+        let mut built = Self::new(parsed, None, weights, None, None, device)?;
         checkpoint::fill(&mut built.store, &checkpoint::read(model)?, model)?;
         built.store.freeze();
         built.method.trained_until(epoch);

@@ -93,15 +93,21 @@ impl Shared {
         Self { normalise: false, encoder: None, frozen: None, parts: None }
     }
 
-    /// At initial values. The head comes first: with one seed every method starts from the same head.
+    /// Head and adapter at initial values. The head comes first: with one seed every method starts from the same head.
+    pub fn new(root: &nn::Path, config: &SharedConfig, frozen: Option<Frozen>) -> Self {
+        let head = Head::new(&(root / "head"), config.d, config.head_width, config.side);
+        let adapter = config.adapter.then(|| Adapter::new(&(root / "adapter"), config.d));
+        Self { normalise: config.normalise, encoder: None, frozen, parts: Some((head, adapter)) }
+    }
+
+    /// Builds the encoder that is trained, after all else: what it draws is replaced by CLIP's weights and moves no other
+    /// initial value, whichever of its blocks are built.
     ///
     /// # Errors
     /// An encoder that cannot be built so.
-    pub fn new(root: &nn::Path, config: &SharedConfig, frozen: Option<Frozen>) -> Result<Self> {
-        let head = Head::new(&(root / "head"), config.d, config.head_width, config.side);
-        let adapter = config.adapter.then(|| Adapter::new(&(root / "adapter"), config.d));
-        let encoder = config.encoder.as_ref().map(|encoder| Encoder::new(&(root / "encoder"), encoder)).transpose()?;
-        Ok(Self { normalise: config.normalise, encoder, frozen, parts: Some((head, adapter)) })
+    pub fn build_encoder(&mut self, root: &nn::Path, config: &SharedConfig) -> Result<()> {
+        self.encoder = config.encoder.as_ref().map(|encoder| Encoder::new(&(root / "encoder"), encoder)).transpose()?;
+        Ok(())
     }
 
     /// Features as the method sees them.

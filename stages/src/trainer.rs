@@ -157,6 +157,11 @@ impl Training<'_> {
         if sharpness > 0.0 {
             self.optimiser.climb(&total, sharpness);
             total = total_loss(model, batch, At { epoch, update }, step, sites, None);
+            if !total.double_value(&[]).is_finite() {
+                let message =
+                    format!("the loss uphill is not a number any more in epoch {epoch}; lower `lr` or `sam.rho`");
+                return Err(StageError::Request(message));
+            }
             self.optimiser.descend_from_there(&total);
             self.optimiser.move_along(lr, params.clip_norm, &factor);
         } else {

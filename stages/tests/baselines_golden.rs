@@ -62,7 +62,8 @@ impl Batch {
 
 fn build(name: MethodName, store: &nn::VarStore, sites: i64, params: &MethodParams) -> Box<dyn Method> {
     let sizes = Sizes { d: 16, side: 16, confounders: 0, classes: 0, sites };
-    let given = Given { sizes, dictionary: None, clip: None, weights: None, tokenizer: None, class_prompts: &[] };
+    let given =
+        Given { sizes, trains: true, dictionary: None, clip: None, weights: None, tokenizer: None, class_prompts: &[] };
     method::build(name, params, &store.root(), given).unwrap()
 }
 

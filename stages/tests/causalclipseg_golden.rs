@@ -104,19 +104,27 @@ fn maskers_and_features_do_not_shape_each_other() {
     formula::fill(&store, "");
     let images = Tensor::randn([2, 3, 64, 64], (Kind::Float, Device::Cpu));
     let states = Tensor::randn([2, 64], (Kind::Float, Device::Cpu));
-    let gradients = |masks: Masks| {
+    // Gradients of one branch's logits: those of the maskers, and those of the image.
+    let gradients = |masks: Masks, inf: bool| {
         store.variables().into_values().for_each(|mut variable| variable.zero_grad());
-        let branches = network.forward(&images, &states, masks, true);
-        (branches.sup.square().mean(Kind::Float) + branches.inf.square().mean(Kind::Float)).backward();
-        let sizes = |masker: bool| -> f64 {
-            let of = store.variables().into_iter().filter(|(name, _)| name.contains(".masker_") == masker);
-            let gradients = of.map(|(_, variable)| variable.grad()).filter(Tensor::defined);
-            gradients.map(|gradient| gradient.abs().sum(Kind::Double).double_value(&[])).sum()
-        };
-        (sizes(true), sizes(false))
+        let pixels = images.copy().set_requires_grad(true);
+        let branches = network.forward(&pixels, &states, masks, false);
+        let branch = if inf { branches.inf } else { branches.sup };
+        branch.square().mean(Kind::Float).backward();
+        let of: std::collections::BTreeMap<_, _> = store.variables().into_iter().collect();
+        let maskers = of.iter().filter(|(name, variable)| name.contains(".masker_") && variable.grad().defined());
+        let maskers: Vec<Tensor> = maskers.map(|(_, variable)| variable.grad().view(-1).copy()).collect();
+        (maskers, pixels.grad())
     };
-    let (maskers, rest) = gradients(Masks::Ones);
-    assert!(maskers == 0.0 && rest > 0.0, "with masks of ones the maskers are not asked");
-    let (maskers, rest) = gradients(Masks::Split);
-    assert!(maskers > 0.0 && rest > 0.0);
+    let (maskers, _) = gradients(Masks::Ones, true);
+    assert!(maskers.is_empty(), "with masks of ones the maskers are not asked");
+    let (split, through) = gradients(Masks::Split, true);
+    let (reversed, also_through) = gradients(Masks::Reversed, true);
+    let (split, reversed) = (Tensor::cat(&split, 0), Tensor::cat(&reversed, 0));
+    assert!(split.abs().sum(Kind::Float).double_value(&[]) > 0.0);
+    assert!(reversed.allclose(&-&split, 1e-4, 1e-9, false), "the reversed gradient is the other way round");
+    assert!(
+        through.allclose(&also_through, 1e-4, 1e-9, false),
+        "the maskers look at features and do not shape them: else this would differ by their share"
+    );
 }

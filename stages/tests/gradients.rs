@@ -125,13 +125,19 @@ fn causalclipseg() {
     check("images", &images, &|images| both(images, &states));
 }
 
-/// Statistics pass no gradient: what is left is the scale of the mixed deviation over the own one.
+/// Statistics pass no gradient: all that is left is the mixed deviation over the own one.
 #[test]
 fn mixstyle_passes_gradients_through_the_normalised_image_alone() {
-    let mix = Mix { keeps: Tensor::from_slice(&[0.25f64]), partner: Tensor::from_slice(&[0i64]) };
-    let x = numbers(&[1, 2, 3, 3], 0.8).set_requires_grad(true);
+    let mix = Mix { keeps: Tensor::from_slice(&[0.25f64, 0.6]), partner: Tensor::from_slice(&[1i64, 0]) };
+    let x =
+        (numbers(&[2, 2, 3, 3], 0.8) * Tensor::from_slice(&[1.0f64, 3.0]).view([2, 1, 1, 1])).set_requires_grad(true);
     let gradient = Tensor::run_backward(&[mix.apply(&x).sum(Kind::Double)], &[&x], false, false).remove(0);
-    assert!(gradient.allclose(&gradient.ones_like(), 1e-9, 1e-9, false), "an image mixed with itself is itself");
+    let std = (x.detach().var_dim(Some([2i64, 3].as_slice()), true, true) + 1e-6).sqrt();
+    let other = std.flip([0]);
+    let keeps = Tensor::from_slice(&[0.25f64, 0.6]).view([2, 1, 1, 1]);
+    let mixed: Tensor = &std * &keeps + other * (1.0 - &keeps);
+    let expected = mixed / &std;
+    assert!(gradient.allclose(&expected.expand_as(&gradient), 1e-6, 1e-6, false));
 }
 
 /// What is projected out is gone, and twice is once.

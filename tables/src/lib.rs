@@ -64,6 +64,9 @@ pub struct Layout {
     /// Digits behind the decimal point, of values in percent.
     #[schemars(range(max = 6))]
     pub decimals: usize,
+    /// A sentence for the caption: what the images are, which weights, how splits were made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 impl Default for Layout {
@@ -73,6 +76,7 @@ impl Default for Layout {
             columns: "held_out".into(),
             over: vec!["seed".into()],
             decimals: 1,
+            note: None,
         }
     }
 }
@@ -105,6 +109,9 @@ pub struct ResultsTable {
     pub decimals: usize,
     /// How models were selected: each way that occurs among the scores, in words.
     pub selections: Vec<String>,
+    /// What the layout adds to the caption.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// The cells that have a value.
     pub cells: Vec<Cell>,
 }
@@ -178,6 +185,9 @@ impl ResultsTable {
         }
         if self.cells.iter().any(|cell| cell.in_domain) {
             text.push_str(" † in-domain: the model was trained on the site that it is scored on.");
+        }
+        if let Some(note) = &self.note {
+            text.push_str(&format!(" {}", note.trim()));
         }
         text
     }

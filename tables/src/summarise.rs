@@ -66,6 +66,7 @@ pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, T
         columns,
         metrics: layout.metrics.clone(),
         decimals: layout.decimals,
+        note: layout.note.clone(),
         selections: runs.iter().filter_map(|run| run.selection.clone()).collect::<BTreeSet<_>>().into_iter().collect(),
         cells,
     })

@@ -75,7 +75,10 @@ struct Started {
 impl Job {
     /// Carries it out and tells what came of it.
     pub(crate) fn carry_out(self) {
-        let made = self.work();
+        // A slip in here must not leave the run waiting for ever.
+        let work = std::panic::AssertUnwindSafe(|| self.work());
+        let slip = |_| Err(Failure::new("a bug in Siteline: the thread that saw to it panicked"));
+        let made = std::panic::catch_unwind(work).unwrap_or_else(slip);
         let _ = self.tell.send(Message::Made(self.number, made));
     }
 

@@ -16,6 +16,12 @@ use crate::error::{Result, StageError};
 
 /// Names deeper than this are no module's.
 const DEEPEST: usize = 32;
+/// More values than any module describes.
+const MOST_VALUES: usize = 4_000_000;
+/// More tensors than any module has.
+const MOST_TENSORS: usize = 100_000;
+/// More brackets within brackets than any description of a module has.
+const MOST_NESTED: usize = 1000;
 
 /// Reads every tensor of an archive by its name in the module, floats widened to 32 bits.
 ///
@@ -67,10 +73,13 @@ impl Stored {
         let count = (bytes.len() / width) as i64;
         // The furthest number that the view reaches must be there.
         let reach = self.size.iter().zip(&self.stride).try_fold(self.offset, |at, (size, stride)| {
-            let last = (size - 1).checked_mul(*stride)?;
+            let last = size.checked_sub(1)?.checked_mul(*stride)?;
             (*size > 0 && *stride >= 0).then_some(at.checked_add(last)?)
         });
-        if self.size.len() != self.stride.len() || self.offset < 0 || reach.is_none_or(|reach| reach >= count) {
+        // No weight repeats its numbers: a view has no more of them than there are.
+        let numbers = self.size.iter().try_fold(1i64, |all, size| all.checked_mul(*size));
+        let fits = reach.is_some_and(|reach| reach < count) && numbers.is_some_and(|numbers| numbers <= count);
+        if self.size.len() != self.stride.len() || self.offset < 0 || !fits {
             return Err("it reaches beyond its data".into());
         }
         let all = Tensor::f_from_data_size(&bytes[..count as usize * width], &[count], self.kind);
@@ -104,8 +113,8 @@ fn collect(
     depth: usize,
     found: &mut Vec<(String, Stored)>,
 ) -> std::result::Result<(), String> {
-    if depth > DEEPEST {
-        return Err("modules are nested too deep".into());
+    if depth > DEEPEST || found.len() > MOST_TENSORS {
+        return Err("modules are nested too deep, or are too many".into());
     }
     match value {
         Value::Tensor(stored) => found.push((name, stored.as_ref().clone())),
@@ -128,13 +137,16 @@ struct Reader<'a> {
     at: usize,
     stack: Vec<Value>,
     memo: HashMap<u32, Value>,
+    /// Steps so far, and tuples that were made of one tuple after the other.
+    steps: usize,
+    nested: usize,
 }
 
 type Step<T> = std::result::Result<T, String>;
 
 impl<'a> Reader<'a> {
     fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0, stack: Vec::new(), memo: HashMap::new() }
+        Self { bytes, at: 0, stack: Vec::new(), memo: HashMap::new(), steps: 0, nested: 0 }
     }
 
     fn take(&mut self, count: usize) -> Step<&'a [u8]> {
@@ -182,6 +194,11 @@ impl<'a> Reader<'a> {
     }
 
     fn step(&mut self, opcode: u8) -> Step<()> {
+        self.steps += 1;
+        self.nested = if matches!(opcode, 0x85..=0x87 | b't') { self.nested + 1 } else { 0 };
+        if self.steps > MOST_VALUES || self.nested > MOST_NESTED {
+            return Err("it describes too much".into());
+        }
         let value = match opcode {
             // PROTO
             0x80 => return self.take(1).map(|_| ()),

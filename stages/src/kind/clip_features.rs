@@ -94,6 +94,11 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         0 => vec![("pooled", d), ("dense", positions * d)],
         _ => vec![("tokens", (positions + 1) * clip.config.vision_width as usize)],
     };
+    if clip.config.resnet.is_some() && params.dense == Dense::Tokens {
+        return Err(StageError::Request(
+            "a ResNet has no tokens: `dense: values` is its one way to dense features".into(),
+        ));
+    }
     if params.blocks_left > 0 && (clip.config.resnet.is_some() || params.blocks_left > clip.config.vision_layers) {
         let message = format!("this backbone's image tower has no {} last blocks", params.blocks_left);
         return Err(StageError::Request(message));
@@ -123,6 +128,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
                 "whole image to {side} x {side}, bicubic (Catmull-Rom, antialiased); mean {IMAGE_MEAN:?}; std {IMAGE_STD:?}"
             ),
         ),
+        ("positions", format!("interpolated with antialias {}", settings.antialias)),
         ("float", "float32, not normalised".to_owned()),
     ];
     let mut writer = frame::Writer::new(&ctx.output("features.parquet"), schema, &notes)?;

@@ -91,7 +91,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let name = if matches!(model.config.reads, Reads::Pixels(_)) { "samples" } else { "features" };
     for input in ctx.inputs(name) {
         let site = read_site(&model, input)?;
-        let facts = Facts::of(&model, &site, params.shuffle_seed)?;
+        let facts = Facts::to_predict(&model, &site, params.shuffle_seed)?;
         let all: Vec<i64> = (0..site.ids.len() as i64).collect();
         let predictions = predict(&model, &site, &facts, &all)?;
         let found = score_site(&site, &predictions, &params);
@@ -120,15 +120,26 @@ fn read_site(model: &Segmenter, input: &RunInput) -> Result<SiteData> {
         }
         _ => SiteData::features(name, Ctx::file(input, "features.parquet")?)?,
     };
+    if site.origin != model.config.origin && !matches!(site.content, Content::Pixels(_)) {
+        return Err(StageError::Request(format!(
+            "the features of the site `{name}` are of another encoder, or taken from it in another way (`dense`), than those of the training"
+        )));
+    }
     let fits = match (model.config.reads, &site.content) {
-        (Reads::Features, Content::Features { pooled, .. }) => pooled.size()[1] == model.config.sizes.d,
+        (Reads::Features, Content::Features { .. }) | (Reads::Pixels(_), Content::Pixels(_)) => true,
         (Reads::Activations(left), Content::Activations { blocks, .. }) => left == *blocks,
-        (Reads::Pixels(_), Content::Pixels(_)) => true,
         _ => false,
     };
-    if !fits || site.mask_side() != model.config.sizes.side {
+    if !fits {
         return Err(StageError::Request(format!(
-            "the data of the site `{name}` have another size than those of the training"
+            "the model reads {:?}, and the data of the site `{name}` are something else: `clip-features` with the same `blocks_left` makes activations",
+            model.config.reads
+        )));
+    }
+    let (has, wants) = (site.mask_side(), model.config.sizes.side);
+    if has != wants {
+        return Err(StageError::Request(format!(
+            "the masks of the site `{name}` have {has} pixels a side, those of the training {wants}"
         )));
     }
     Ok(site)

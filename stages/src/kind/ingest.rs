@@ -3,6 +3,7 @@
 //! Writes `samples.parquet` (one row a sample: id, patient, class, split, digests, original size), `pixels.parquet` (image and
 //! mask at working size), `identities.json` (for leakage checks) and `left_out.csv` (files that could not be used).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,7 +16,7 @@ use siteline_cache::Digest;
 use siteline_datasets::adapter::{self, OnBadFile, Sample, SiteFiles, SiteSettings};
 use siteline_datasets::decode;
 use siteline_datasets::raster::{Mask, Rgb};
-use siteline_datasets::{DatasetError, split};
+use siteline_datasets::{DatasetError, similar, split};
 use siteline_pipeline::protocol::{
     Identities, Identity, OutputSpec, Purpose, RunSource, SourceFrom, SourceSpec, StageKind,
 };
@@ -66,6 +67,8 @@ pub fn kind() -> StageKind {
 /// A sample that could be read.
 struct Read {
     sample: Sample,
+    /// Perceptual hash, where images are compared.
+    hash: Option<u64>,
     image: Rgb,
     mask: Mask,
     original: (u32, u32),
@@ -87,7 +90,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let read: Vec<std::result::Result<Read, (String, DatasetError)>> = samples
         .into_par_iter()
         .map(|sample| {
-            let result = read(&sample, params.size);
+            let result = read(&sample, params.size, settings.similar.is_some());
             done.fetch_add(1, Ordering::Relaxed);
             result.map_err(|error| (sample.id, error))
         })
@@ -108,6 +111,9 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     if good.is_empty() {
         return Err(StageError::Request(format!("the site `{}` has no usable sample", raw.name)));
     }
+    if let Some(distance) = settings.similar {
+        join_similar(ctx, &mut good, distance);
+    }
     let validating = split::validation_patients(
         good.iter().map(|r| r.sample.patient.as_str()),
         params.validation,
@@ -126,6 +132,21 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     std::fs::write(&path, serde_json::to_vec(&identities).expect("identities are JSON")).map_err(StageError::io(&path))
 }
 
+/// Makes images that look alike one patient's.
+fn join_similar(ctx: &Ctx, read: &mut [Read], distance: u32) {
+    let images: Vec<(&str, u64)> =
+        read.iter().map(|r| (r.sample.patient.as_str(), r.hash.unwrap_or_default())).collect();
+    let joined = similar::patients(&images, distance);
+    let count = |patients: &mut dyn Iterator<Item = &String>| patients.collect::<BTreeSet<_>>().len();
+    let before = count(&mut read.iter().map(|r| &r.sample.patient));
+    let after = count(&mut joined.iter());
+    ctx.metric("patients", after as f64);
+    ctx.log(format!("{before} patients before images that look alike were joined, {after} after"));
+    for (r, patient) in read.iter_mut().zip(joined) {
+        r.sample.patient = patient;
+    }
+}
+
 fn site_files(raw: &RunSource) -> SiteFiles {
     let mut files = SiteFiles::default();
     for file in &raw.files {
@@ -138,7 +159,7 @@ fn site_files(raw: &RunSource) -> SiteFiles {
     files
 }
 
-fn read(sample: &Sample, size: u32) -> std::result::Result<Read, DatasetError> {
+fn read(sample: &Sample, size: u32, hashes: bool) -> std::result::Result<Read, DatasetError> {
     let image = decode::read_image(&sample.image)?;
     let mask = decode::read_mask(&sample.mask)?;
     let original = (image.width, image.height);
@@ -152,7 +173,8 @@ fn read(sample: &Sample, size: u32) -> std::result::Result<Read, DatasetError> {
         });
     }
     let pixels = image.digest();
-    Ok(Read { sample: sample.clone(), image: image.resized(size), mask: mask.resized(size), original, pixels })
+    let hash = hashes.then(|| similar::hash(&image));
+    Ok(Read { sample: sample.clone(), hash, image: image.resized(size), mask: mask.resized(size), original, pixels })
 }
 
 fn write_samples(ctx: &Ctx, raw: &RunSource, read: &[Read], splits: &[&str]) -> Result<()> {

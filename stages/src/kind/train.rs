@@ -12,7 +12,7 @@ use tch::Device;
 
 use super::context::Ctx;
 use super::spec::{Spec, input, output};
-use crate::data::{Content, SiteData};
+use crate::data::{Content, Origin, SiteData};
 use crate::dictionary::Dictionary;
 use crate::error::{Result, StageError};
 use crate::frame;
@@ -56,11 +56,11 @@ pub fn run(ctx: &Ctx) -> Result<()> {
             Some(Dictionary::read(Ctx::file(input, "dictionary.safetensors")?, Ctx::file(input, "prompts.json")?)?)
         }
     };
-    tch::manual_seed(params.seed as i64);
     let (config, frozen) = configure(&params, &sites, weights.as_ref(), dictionary.as_ref(), device)?;
-    let mut model = Segmenter::new(config, dictionary.as_ref(), weights.as_ref(), frozen, device)?;
-    freeze_early_blocks(&mut model, &params);
-    let parameters: usize = model.store.trainable_variables().iter().map(tch::Tensor::numel).sum();
+    let mut model = Segmenter::new(config, dictionary.as_ref(), weights.as_ref(), frozen, Some(params.seed), device)?;
+    freeze_early_blocks(&mut model, &params)?;
+    let trained = model.store.variables().into_values().filter(tch::Tensor::requires_grad);
+    let parameters: usize = trained.map(|variable| variable.numel()).sum();
     ctx.log(format!("{parameters} trainable parameters, {} sites", sites.len()));
     ctx.metric("trainable parameters", parameters as f64);
     let tell = |epoch: usize, row: Option<&EpochRow>| {
@@ -74,6 +74,9 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     ctx.metric("selected epoch", epoch as f64);
     if let Some(dice) = rows[epoch - 1].validation_dice {
         ctx.metric("validation dice", dice);
+    }
+    if let Some(remark) = model.method.remark(epoch) {
+        ctx.warn(remark);
     }
     model.save(&ctx.output("model.safetensors"), &ctx.output("config.json"))?;
     write_history(ctx, &rows)
@@ -94,14 +97,19 @@ fn read_sites(ctx: &Ctx, params: &Params, weights: Option<&ClipWeights>) -> Resu
     let wants = params.method.wants();
     let has_features = ctx.inputs("features").next().is_some();
     let (name, what) = match wants {
-        Wants::Shared if has_features => ("features", "features"),
-        Wants::Shared => ("samples", "features (or samples and an encoder)"),
-        Wants::SharedOnFeatures | Wants::Features => ("features", "features"),
-        Wants::SharedOnPixels => ("samples", "samples and an encoder"),
-        Wants::Pixels => ("samples", "samples"),
+        Wants::Shared if has_features => ("features", ""),
+        Wants::Shared => ("samples", "`features`, or `samples` and an `encoder`"),
+        Wants::SharedOnFeatures | Wants::Features => ("features", "`features`"),
+        Wants::SharedOnPixels => ("samples", "`samples` and an `encoder`"),
+        Wants::Pixels => ("samples", "`samples`"),
     };
+    let word = params.method.word();
     if ctx.inputs(name).next().is_none() {
-        let message = format!("{} is trained on {what}: give the stage `needs`", params.method.word());
+        let message = format!("{word} is trained on {what}: name them in the stage's `needs`");
+        return Err(StageError::Request(message));
+    }
+    if params.encoder == EncoderMode::Finetune && !matches!(wants, Wants::Shared | Wants::SharedOnPixels) {
+        let message = format!("{word} has no encoder that could be fine-tuned: leave `encoder: finetune` out");
         return Err(StageError::Request(message));
     }
     let side = weights.map(|weights| weights.config.image_size);
@@ -114,10 +122,12 @@ fn read_sites(ctx: &Ctx, params: &Params, weights: Option<&ClipWeights>) -> Resu
     });
     let sites = sites.collect::<Result<Vec<_>>>()?;
     let first = sites.first().ok_or_else(|| StageError::Request("there is no site to train on".into()))?;
-    let differs = |s: &&SiteData| s.content.shapes() != first.content.shapes() || s.mask_side() != first.mask_side();
+    let differs = |s: &&SiteData| {
+        s.content.shapes() != first.content.shapes() || s.mask_side() != first.mask_side() || s.origin != first.origin
+    };
     if let Some(other) = sites.iter().find(differs) {
         return Err(StageError::Request(format!(
-            "the sites `{}` and `{}` have features or images of different sizes",
+            "the sites `{}` and `{}` have features of different encoders, or images of different sizes",
             first.site, other.site
         )));
     }
@@ -136,7 +146,9 @@ fn configure(
     let side = first.mask_side();
     let needs_weights = |what: &str| {
         weights.ok_or_else(|| {
-            StageError::Request(format!("{what} needs CLIP's weights: give the stage `needs: {{encoder: ...}}`"))
+            StageError::Request(format!(
+                "{what} cannot do without CLIP's weights: give the stage `needs: {{encoder: ...}}`, a stage of the kind `clip-weights`"
+            ))
         })
     };
     let tower = |blocks_left: i64, what: &str| -> Result<EncoderConfig> {
@@ -158,11 +170,20 @@ fn configure(
                 }
             }
         }
-        Content::Activations { .. } if params.encoder == EncoderMode::Frozen || !shares => {
+        Content::Activations { .. }
+            if params.encoder == EncoderMode::Frozen || params.method.wants() != Wants::Shared =>
+        {
             let message = "the features are activations in front of an encoder's last blocks: train a method that shares the encoder with `encoder: finetune`";
             return Err(StageError::Request(message.into()));
         }
         Content::Activations { blocks, .. } => {
+            let same =
+                |weights: &ClipWeights| first.origin.as_ref().map(|origin| &origin.weights) == weights.digest.as_ref();
+            if !weights.is_some_and(same) {
+                let message =
+                    "the activations and the `encoder` are of different weights, or the stage has no `encoder`";
+                return Err(StageError::Request(message.into()));
+            }
             let config = tower(*blocks, "the last blocks of an encoder")?;
             let d = config.clip.embed_dim;
             (Some(config), None, d, Reads::Activations(*blocks))
@@ -172,6 +193,15 @@ fn configure(
             return Err(StageError::Request(message.into()));
         }
         Content::Features { pooled, .. } => (None, None, pooled.size()[1], Reads::Features),
+    };
+    // An encoder that is run frozen makes what `clip-features` would make with it.
+    let origin = match (&first.origin, &frozen, weights.and_then(|weights| weights.digest.clone())) {
+        (None, Some(frozen), Some(weights)) => Some(Origin {
+            weights,
+            model: serde_json::to_string(&frozen.encoder.config.clip).expect("sizes are JSON"),
+            dense: serde_json::to_string(&params.dense).expect("a word is JSON"),
+        }),
+        (origin, ..) => origin.clone(),
     };
     let config = SegmenterConfig {
         method: params.method,
@@ -196,6 +226,7 @@ fn configure(
         token_ids: weights.and_then(|weights| weights.token_ids.clone()),
         classes: dictionary.map(|d| d.prompts.classes.clone()).unwrap_or_default(),
         class_prompts: dictionary.map(|d| d.prompts.class_prompts.clone()).unwrap_or_default(),
+        origin,
         epoch: 0,
         kept_epoch: params.kept_epoch,
         selection: None,
@@ -204,10 +235,21 @@ fn configure(
 }
 
 /// Leaves all but the last blocks of a fine-tuned image tower as they are, where so many are named.
-fn freeze_early_blocks(model: &mut Segmenter, params: &Params) {
-    let Some(encoder) = model.config.shared.as_ref().and_then(|shared| shared.encoder.as_ref()) else { return };
-    if params.encoder_blocks == 0 || encoder.blocks_left > 0 {
-        return;
+fn freeze_early_blocks(model: &mut Segmenter, params: &Params) -> Result<()> {
+    let blocks = params.encoder_blocks;
+    let Some(encoder) = model.config.shared.as_ref().and_then(|shared| shared.encoder.as_ref()) else {
+        return if blocks == 0 {
+            Ok(())
+        } else {
+            Err(StageError::Request("`encoder_blocks` counts for `encoder: finetune` alone".into()))
+        };
+    };
+    let there = if encoder.blocks_left > 0 { encoder.blocks_left } else { encoder.clip.vision_layers };
+    if blocks > there {
+        return Err(StageError::Request(format!("`encoder_blocks` is {blocks}; there are {there} blocks")));
+    }
+    if blocks == 0 {
+        return Ok(());
     }
     let clip = &encoder.clip;
     for (name, mut variable) in model.store.variables() {
@@ -217,6 +259,7 @@ fn freeze_early_blocks(model: &mut Segmenter, params: &Params) {
             let _ = variable.requires_grad_(false);
         }
     }
+    Ok(())
 }
 
 fn write_history(ctx: &Ctx, rows: &[EpochRow]) -> Result<()> {

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
-use super::contract::{At, Batch, Forward, Given, Method, Seen, Wants};
+use super::contract::{At, Batch, Forward, Given, Method, Seen, Sentence, Wants};
 use crate::data::Content;
 use crate::error::{Result, StageError};
 use crate::loss;
@@ -123,6 +123,7 @@ pub fn build(params: &Params, path: &nn::Path, given: Given) -> Result<Box<dyn M
         class_prompts: given.class_prompts.to_vec(),
         tokenizer: given.tokenizer.unwrap_or_else(Tokenizer::full),
         params: params.clone(),
+        trained_until: usize::MAX,
     }))
 }
 
@@ -133,6 +134,8 @@ struct CausalClipSegMethod {
     context: usize,
     class_prompts: Vec<String>,
     tokenizer: Tokenizer,
+    /// The epoch that the weights are of.
+    trained_until: usize,
 }
 
 impl CausalClipSegMethod {
@@ -150,13 +153,13 @@ impl CausalClipSegMethod {
 }
 
 impl Method for CausalClipSegMethod {
-    fn sentence(&self, own: Option<&str>, class: Option<usize>) -> Option<String> {
-        let prompt = || class.and_then(|class| self.class_prompts.get(class)).cloned().unwrap_or_default();
-        Some(match self.params.text {
-            Text::Sentences | Text::Shuffled => own.map_or_else(prompt, str::to_owned),
-            Text::Classes => prompt(),
-            Text::Empty => String::new(),
-        })
+    fn sentence(&self, own: Option<&str>, class: Option<usize>) -> Sentence {
+        let own = own.filter(|_| self.params.text != Text::Classes).map(str::to_owned);
+        let prompt = || class.and_then(|class| self.class_prompts.get(class)).cloned();
+        match self.params.text {
+            Text::Empty => Sentence::Text(String::new()),
+            _ => own.or_else(prompt).map_or(Sentence::Missing, Sentence::Text),
+        }
     }
 
     fn shuffles_sentences(&self) -> bool {
@@ -172,6 +175,8 @@ impl Method for CausalClipSegMethod {
             (Game::Alternate, Some(at)) if at.epoch <= self.params.warm_up && at.update != MASKS => Masks::Ones,
             (Game::Grl, Some(at)) if at.epoch <= self.params.warm_up => Masks::Ones,
             (Game::Grl, Some(_)) => Masks::Reversed,
+            // Weights of the warm-up predict as they were trained.
+            (Game::Alternate | Game::Grl, None) if self.trained_until <= self.params.warm_up => Masks::Ones,
             _ => Masks::Split,
         };
         let branches = self.network.forward(&normalise(pixels), &states, masks, at.is_some());
@@ -204,6 +209,18 @@ impl Method for CausalClipSegMethod {
 
     fn moves(&self, update: usize, variable: &str) -> bool {
         self.params.game != Game::Alternate || variable.contains(".masker_") == (update == MASKS)
+    }
+
+    fn remark(&self, epoch: usize) -> Option<String> {
+        let warm_up = self.params.warm_up;
+        let without = self.params.game != Game::NoGame && epoch <= warm_up;
+        without.then(|| {
+            format!("the weights of epoch {epoch} were kept; the maskers count behind epoch {warm_up} and are no part of this model")
+        })
+    }
+
+    fn trained_until(&mut self, epoch: usize) {
+        self.trained_until = epoch;
     }
 
     fn lr_factor(&self, variable: &str) -> f64 {

@@ -9,7 +9,7 @@ use crate::data::Content;
 use crate::error::{Result, StageError};
 use crate::loss;
 use crate::model::clip::{Clip, Tower, normalise};
-use crate::model::clipseg::Decoder;
+use crate::model::clipseg::{Decoder, HEADS};
 use crate::shared::Shared;
 
 /// Parameters of CLIPSeg.
@@ -41,9 +41,15 @@ pub fn build(params: &Params, path: &nn::Path, given: Given) -> Result<Box<dyn M
     let weights = given.weights.ok_or_else(|| {
         StageError::Request("clipseg's encoder is frozen and not part of its model: give the stage `needs: {encoder: ...}`".into())
     })?;
+    if params.width % HEADS != 0 || !params.layers.is_sorted_by(|a, b| a < b) {
+        let message = format!("`clipseg.width` must be a multiple of {HEADS}, and `clipseg.layers` must grow");
+        return Err(StageError::Request(message));
+    }
     let there = |layer: &usize| (*layer as i64) < clip.vision_layers;
     if clip.resnet.is_some() || params.layers.is_empty() || !params.layers.iter().all(there) {
-        let message = format!("clipseg reads the blocks {:?} of a ViT; this image tower has not all of them", params.layers);
+        let has = if clip.resnet.is_some() { "is a ResNet".to_owned() } else { format!("has {}", clip.vision_layers) };
+        let layers = &params.layers;
+        let message = format!("`clipseg.layers` are {layers:?}, blocks of a ViT counted from 0; this image tower {has}");
         return Err(StageError::Request(message));
     }
     let mut store = nn::VarStore::new(path.device());
@@ -53,12 +59,19 @@ pub fn build(params: &Params, path: &nn::Path, given: Given) -> Result<Box<dyn M
     let texts = if given.class_prompts.is_empty() { vec!["lesion".to_owned()] } else { given.class_prompts.to_vec() };
     Ok(Box::new(ClipSeg {
         decoder: Decoder::new(&(path / "decoder"), &clip, params.layers.len(), params.width),
-        texts: frozen.embed_texts(&texts)?,
+        texts: embed(&frozen, &texts)?,
         params: params.clone(),
         side: given.sizes.side,
         frozen,
         _store: store,
     }))
+}
+
+/// Texts as the text tower gives them, not brought to unit length: (K, d).
+fn embed(clip: &Clip, texts: &[String]) -> Result<Tensor> {
+    let context = clip.config.context_length as usize;
+    let rows = texts.iter().map(|text| clip.tokenizer.encode(text, context)).collect::<Result<Vec<_>>>()?;
+    Ok(tch::no_grad(|| clip.text.forward(&rows, clip.logit_scale.device())))
 }
 
 struct ClipSeg {

@@ -54,11 +54,13 @@ impl Wants {
 pub struct Given<'a> {
     /// Sizes.
     pub sizes: Sizes,
+    /// Whether the model is to be trained; else its values come from a checkpoint.
+    pub trains: bool,
     /// The dictionary, while training; its rows come from the checkpoint later.
     pub dictionary: Option<&'a Dictionary>,
     /// The sizes of the CLIP whose towers the method builds.
     pub clip: Option<&'a ClipConfig>,
-    /// Its weights, while training.
+    /// Its weights, where the stage was given them.
     pub weights: Option<&'a ClipWeights>,
     /// Texts to token rows, for methods that read texts.
     pub tokenizer: Option<Tokenizer>,
@@ -73,7 +75,9 @@ impl Given<'_> {
     /// A stage without an encoder.
     pub fn clip(&self, method: &str) -> Result<&ClipConfig> {
         self.clip.ok_or_else(|| {
-            StageError::Request(format!("{method} needs CLIP's weights: give the stage `needs: {{encoder: ...}}`"))
+            StageError::Request(format!(
+                "{method} needs CLIP's weights: give the stage `needs: {{encoder: ...}}`, a stage of the kind `clip-weights`"
+            ))
         })
     }
 }
@@ -161,6 +165,17 @@ impl Seen<'_> {
     }
 }
 
+/// What a method reads beside an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sentence {
+    /// Nothing.
+    Unread,
+    /// This text.
+    Text(String),
+    /// A text that there is not.
+    Missing,
+}
+
 /// Where training stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct At {
@@ -197,9 +212,9 @@ pub trait Method {
         false
     }
 
-    /// The sentence that a sample is shown with, if the method reads sentences; `own` is what the site says of it.
-    fn sentence(&self, _own: Option<&str>, _class: Option<usize>) -> Option<String> {
-        None
+    /// The sentence that a sample is shown with; `own` is what the site says of it.
+    fn sentence(&self, _own: Option<&str>, _class: Option<usize>) -> Sentence {
+        Sentence::Unread
     }
 
     /// Whether sentences go to other samples of the site than their own: a control.
@@ -239,6 +254,11 @@ pub trait Method {
 
     /// The step in front of which the optimiser forgets its moments, because the objective changes.
     fn starts_anew_at(&self) -> Option<usize> {
+        None
+    }
+
+    /// What should be known of a model whose weights are those of `epoch`.
+    fn remark(&self, _epoch: usize) -> Option<String> {
         None
     }
 

@@ -45,7 +45,7 @@ pub fn build(params: &Params, path: &nn::Path, given: Given) -> Result<Box<dyn M
     let classes = 1 + given.sizes.classes.max(1);
     let normal = nn::Init::Randn { mean: 0.0, stdev: 0.02 };
     let context = path.var("context", &[params.context, clip.text_width], normal);
-    let tower = match given.weights {
+    let tower = match given.weights.filter(|_| given.trains) {
         None => None,
         Some(weights) => Some(Frozen::new(params, weights, &given, path.device())?),
     };
@@ -81,11 +81,13 @@ impl Frozen {
         weights.fill(&mut store, "")?;
         store.freeze();
         let tokenizer = weights.tokenizer();
-        let lesions: Vec<String> = match given.dictionary {
-            Some(dictionary) => dictionary.prompts.classes.clone(),
-            None => vec!["lesion".to_owned()],
-        };
-        let room = (weights.config.context_length - params.context).max(2) as usize;
+        let no_classes = || StageError::Request("coop needs classes: give the stage `needs: {dictionary: ...}`".into());
+        let lesions = given.dictionary.map(|dictionary| dictionary.prompts.classes.clone()).ok_or_else(no_classes)?;
+        let room = (weights.config.context_length - params.context) as usize;
+        if weights.config.context_length < params.context + 4 {
+            let all = weights.config.context_length;
+            return Err(StageError::Request(format!("`coop.context` leaves no room for a class: this CLIP reads {all} tokens")));
+        }
         let encode = |name: &String| tokenizer.encode(&format!("{name}."), room);
         let rows = std::iter::once(&params.background).chain(&lesions).map(encode).collect::<Result<Vec<_>>>()?;
         let start = text.embed(&rows[0][..1]);

@@ -190,6 +190,14 @@ impl Method for Mcdrl {
         penalties
     }
 
+    fn remark(&self, epoch: usize) -> Option<String> {
+        let after = self.params.after_epoch;
+        let without = self.intervention.is_some() && epoch <= after;
+        without.then(|| {
+            format!("the weights of epoch {epoch} were kept; the intervention works behind epoch {after} and is no part of this model")
+        })
+    }
+
     fn trained_until(&mut self, epoch: usize) {
         self.trained_until = epoch;
     }

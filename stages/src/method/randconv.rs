@@ -35,8 +35,8 @@ pub const WANTS: Wants = Wants::SharedOnPixels;
 /// # Errors
 /// Kernels that have no centre.
 pub fn build(params: &Params, _path: &nn::Path, _given: Given) -> Result<Box<dyn Method>> {
-    if params.kernels.is_empty() || params.kernels.iter().any(|side| *side < 1 || side % 2 == 0) {
-        return Err(crate::error::StageError::Request("`randconv.kernels` must be odd numbers".into()));
+    if params.kernels.is_empty() || params.kernels.iter().any(|side| !(1..=31).contains(side) || side % 2 == 0) {
+        return Err(crate::error::StageError::Request("`randconv.kernels` must be odd numbers up to 31".into()));
     }
     Ok(Box::new(RandConv { params: params.clone() }))
 }

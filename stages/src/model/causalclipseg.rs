@@ -13,6 +13,7 @@ use self::carafe::Carafe;
 use self::masker::Masker;
 use self::projector::Projector;
 use super::clip::{ClipConfig, ModifiedResNet, TextTower};
+use super::transformer::batch_norm;
 
 /// Convolution without bias, batch norm, ReLU.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ impl ConvNorm {
         let config = nn::ConvConfig { padding: kernel / 2, bias: false, ..Default::default() };
         Self {
             conv: nn::conv2d(&path / "conv", input, output, kernel, config),
-            norm: nn::batch_norm2d(&path / "norm", output, Default::default()),
+            norm: batch_norm(&path / "norm", output),
         }
     }
 

@@ -8,7 +8,7 @@ use crate::model::clip::ClipConfig;
 use crate::model::transformer::{attend, layer_norm};
 
 /// Heads of each decoder layer.
-const HEADS: i64 = 4;
+pub const HEADS: i64 = 4;
 /// Width of its feed-forward, PyTorch's default.
 const FEED_FORWARD: i64 = 2048;
 

@@ -31,9 +31,17 @@ pub fn layer_norm(path: &Path, width: i64) -> nn::LayerNorm {
     nn::layer_norm(path, vec![width], nn::LayerNormConfig { eps: 1e-5, ..Default::default() })
 }
 
+/// Batch norm of maps with a gain of 1 and a shift of 0 at first, as PyTorch's; tch draws the gain.
+pub fn batch_norm(path: Path, channels: i64) -> nn::BatchNorm {
+    let config =
+        nn::BatchNormConfig { ws_init: nn::Init::Const(1.0), bs_init: nn::Init::Const(0.0), ..Default::default() };
+    nn::batch_norm2d(path, channels, config)
+}
+
 /// Multi-head attention of `q` (B, N, d) over `k` and `v` (B, M, d); returns (B, N, d), before the output projection.
 pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, causal: bool) -> Tensor {
     let (batch, length, width) = q.size3().expect("queries are (B, N, d)");
+    assert!(width % heads == 0, "a width of {width} is not shared out among {heads} heads");
     let split = |x: &Tensor| x.view([batch, -1, heads, width / heads]).transpose(1, 2);
     Tensor::scaled_dot_product_attention(&split(q), &split(k), &split(v), None::<&Tensor>, 0.0, causal, None, false)
         .transpose(1, 2)

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::data::{Content, SiteData};
 use crate::error::{Result, StageError};
-use crate::method::contract::Batch;
+use crate::method::contract::{Batch, Sentence};
 use crate::metric::Counts;
 use crate::segmenter::Segmenter;
 
@@ -22,23 +22,51 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Those of a site. `seed` shuffles sentences where the method wants a control.
+    /// Those of a site to train on. `seed` shuffles sentences where the method wants a control.
     ///
     /// # Errors
-    /// A sample without a class that the dictionary knows, where the method needs one.
+    /// A sample without a class that the dictionary knows, or without a text, where the method needs one.
     pub fn of(model: &Segmenter, site: &SiteData, seed: u64) -> Result<Self> {
+        Ok(Self { labels: labels(model, site)?, ..Self::to_predict(model, site, seed)? })
+    }
+
+    /// Those of a site to predict on: no loss asks for classes.
+    ///
+    /// # Errors
+    /// A sample without a text, where the method needs one.
+    pub fn to_predict(model: &Segmenter, site: &SiteData, seed: u64) -> Result<Self> {
         let known = |class: &Option<String>| {
             class.as_ref().and_then(|class| model.config.classes.iter().position(|known| known == class))
         };
-        let sentence =
-            |(own, class): (&Option<String>, &Option<String>)| model.method.sentence(own.as_deref(), known(class));
-        let mut texts: Option<Vec<String>> = site.prompts.iter().zip(&site.classes).map(sentence).collect();
-        if let Some(texts) = texts.as_mut().filter(|_| model.method.shuffles_sentences()) {
-            let name = format!("sentences\0{seed}\0{}", site.site);
-            texts.shuffle(&mut ChaCha8Rng::from_seed(*Digest::of_bytes(name.as_bytes()).as_bytes()));
+        let mut texts = Vec::new();
+        for ((id, own), class) in site.ids.iter().zip(&site.prompts).zip(&site.classes) {
+            match model.method.sentence(own.as_deref(), known(class)) {
+                Sentence::Unread => {}
+                Sentence::Text(text) => texts.push(text),
+                Sentence::Missing => {
+                    return Err(StageError::Request(format!(
+                        "`{id}` of the site `{}` has neither a sentence nor a class that the dictionary knows: give the site a `prompt`, or a `class` and the stage a `dictionary`, or ask for empty texts",
+                        site.site
+                    )));
+                }
+            }
         }
-        Ok(Self { labels: labels(model, site)?, texts })
+        if model.method.shuffles_sentences() {
+            texts = shuffled(&texts, &format!("sentences\0{seed}\0{}", site.site));
+        }
+        Ok(Self { labels: None, texts: (!texts.is_empty()).then_some(texts) })
     }
+}
+
+/// Each text at another's place: in a ring of random order everyone gives to the next, so that nobody keeps its own.
+fn shuffled(texts: &[String], name: &str) -> Vec<String> {
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    order.shuffle(&mut ChaCha8Rng::from_seed(*Digest::of_bytes(name.as_bytes()).as_bytes()));
+    let mut moved = texts.to_vec();
+    for (place, from) in order.iter().enumerate() {
+        moved[order[(place + 1) % order.len()]].clone_from(&texts[*from]);
+    }
+    moved
 }
 
 /// Indices of each sample's class in the dictionary; `None` for a model that knows no classes.
@@ -139,4 +167,21 @@ pub fn score(model: &Segmenter, site: &SiteData, facts: &Facts, rows: &[i64]) ->
         }));
     }
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_keeps_a_shuffled_sentence() {
+        let texts: Vec<String> = (0..9).map(|n| n.to_string()).collect();
+        for seed in 0..50 {
+            let moved = shuffled(&texts, &format!("{seed}"));
+            assert!(moved.iter().zip(&texts).all(|(a, b)| a != b), "{moved:?}");
+            let mut sorted = moved.clone();
+            sorted.sort();
+            assert_eq!(sorted, texts);
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use tch::Tensor;
 use tch::nn::{self, ModuleT};
 
-use super::{ConvNorm, with_coordinates};
+use super::{ConvNorm, batch_norm, with_coordinates};
 
 /// Coordinates and 3x3 convolution, 3x3 convolution, and both again, the last followed by a sigmoid in place of ReLU.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl Masker {
                 ConvNorm::new(path / "2", channels + 2, channels, 3),
             ],
             last: nn::conv2d(path / "last", channels, channels, 3, same),
-            norm: nn::batch_norm2d(path / "norm", channels, Default::default()),
+            norm: batch_norm(path / "norm", channels),
         }
     }
 

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::ClipConfig;
 use crate::model::style::Mix;
-use crate::model::transformer::attend;
+use crate::model::transformer::{attend, batch_norm};
 
 /// Channels of a bottleneck's output over those inside it.
 const EXPANSION: i64 = 4;
@@ -16,7 +16,7 @@ fn conv(path: nn::Path, input: i64, output: i64, kernel: i64, stride: i64) -> nn
 }
 
 fn norm(path: nn::Path, channels: i64) -> nn::BatchNorm {
-    nn::batch_norm2d(path, channels, nn::BatchNormConfig { eps: 1e-5, ..Default::default() })
+    batch_norm(path, channels)
 }
 
 /// 1x1, 3x3, average pool where the stage strides, 1x1 to four times the width; the shortcut pools likewise.

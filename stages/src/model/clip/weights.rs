@@ -56,6 +56,8 @@ pub struct ClipWeights {
     pub tensors: Tensors,
     /// The tokens of the table's rows, where it holds only some.
     pub token_ids: Option<Vec<i64>>,
+    /// Digest of the file that was published, where it is known.
+    pub digest: Option<String>,
 }
 
 /// What is written beside a checkpoint's tensors.
@@ -87,7 +89,7 @@ impl ClipWeights {
             }
             Ok(ids)
         });
-        Ok(Self { token_ids: token_ids.transpose()?, config, tensors })
+        Ok(Self { token_ids: token_ids.transpose()?, config, tensors, digest: None })
     }
 
     /// Writes it in its one form: `weights` and what it is built by, `about`.
@@ -108,7 +110,8 @@ impl ClipWeights {
     pub fn read_written(weights: &Path, about: &Path) -> Result<Self> {
         let text = std::fs::read(about).map_err(StageError::io(about))?;
         let About { config, token_ids } = serde_json::from_slice(&text).map_err(|e| StageError::data(about, e))?;
-        Ok(Self { config, token_ids, tensors: checkpoint::read(weights)? })
+        let digest = checkpoint::notes(weights)?.remove("weights");
+        Ok(Self { config, token_ids, tensors: checkpoint::read(weights)?, digest })
     }
 
     /// Texts to rows of the token table.
@@ -203,7 +206,8 @@ pub fn save(path: &Path, store: &nn::VarStore, token_ids: &[i64], notes: &BTreeM
 /// Translates names and layouts to OpenAI's.
 fn canonical(path: &Path, tensors: Tensors) -> Result<Tensors> {
     let hugging_face = tensors.keys().any(|name| name.starts_with("vision_model."));
-    let ignored = |name: &str| IGNORED.contains(&name) || name.ends_with(".num_batches_tracked");
+    let ignored =
+        |name: &str| IGNORED.contains(&name) || name.ends_with(".num_batches_tracked") || name.ends_with(".attn_mask");
     let kept = tensors.into_iter().filter(|(name, _)| !ignored(name));
     if hugging_face {
         return from_hugging_face(path, kept.collect());
