@@ -23,7 +23,11 @@ fn real_sites_run_from_raw_files_to_the_table() {
         "--store",
         store.to_str().unwrap(),
         "--only",
-        "table",
+        "evaluate[method=erm]",
+        "--only",
+        "evaluate[method=mcdrl]",
+        "--only",
+        "evaluate[method=coop]",
         "--set",
         &set,
         "--set",
@@ -36,5 +40,19 @@ fn real_sites_run_from_raw_files_to_the_table() {
     let said = space.run(&arguments);
     let _ = std::fs::remove_dir_all(concat!(env!("CARGO_MANIFEST_DIR"), "/results/real-images-test"));
     assert_eq!(said.code, 0, "{}\n{}", said.stdout, said.stderr);
-    assert!(said.stdout.contains("| cvc_clinicdb"), "{}", said.stdout);
+    assert!(said.stderr.contains("evaluate[method=coop"), "{}", said.stderr);
+    // Neighbouring frames are one patient's.
+    let log = space.run(&[
+        "log",
+        "ingest[site=etis_larib]",
+        "-m",
+        manifest,
+        "--store",
+        store.to_str().unwrap(),
+        "--set",
+        &set,
+    ]);
+    let counts: Vec<usize> = log.stdout.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let joined = log.stdout.lines().any(|line| line.contains("images that look alike were joined"));
+    assert!(joined && counts.contains(&20), "{}", log.stdout);
 }
