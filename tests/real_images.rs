@@ -51,6 +51,8 @@ fn real_sites_run_from_raw_files_to_the_table() {
         store.to_str().unwrap(),
         "--set",
         &set,
+        "--set",
+        "name=real-images-test",
     ]);
     let counts: Vec<usize> = log.stdout.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     let joined = log.stdout.lines().any(|line| line.contains("images that look alike were joined"));
