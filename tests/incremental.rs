@@ -197,12 +197,18 @@ fn one_changed_image_is_the_only_one_that_is_encoded() {
 #[test]
 fn a_training_that_was_killed_goes_on_from_its_checkpoint_with_the_same_bytes() {
     let train = "train[method=mcdrl,backbone=tiny,held_out=A,seed=0]";
-    let longer = ["--set", "stages.train.with.epochs=40", "--only", train];
-    let whole = Space::finished();
+    goes_on_with_the_same_bytes(&Space::finished, train, &["--set", "stages.train.with.epochs=40"]);
+}
+
+/// Kills a training again and again, and compares what comes of it with what an uninterrupted one makes. `make` gives a project in
+/// which all that the training reads is there.
+pub fn goes_on_with_the_same_bytes(make: &dyn Fn() -> Space, train: &str, set: &[&str]) {
+    let longer = [set, &["--only", train]].concat();
+    let whole = make();
     assert_eq!(whole.executed(&longer).len(), 1);
     let expected = ["model.safetensors", "history.parquet"].map(|file| whole.output_of(train, file));
 
-    let space = Space::finished();
+    let space = make();
     let start = || {
         let mut command = space.command(&[&["run", "--plain"][..], &longer].concat());
         command.env("SITELINE_TEST_CHECKPOINT_SECONDS", "0").stderr(std::process::Stdio::null());

@@ -1,5 +1,6 @@
 //! Every registered method trains, scores and stands in the table: on cached features, from pixels, with a ResNet.
 
+use crate::incremental::goes_on_with_the_same_bytes;
 use crate::space::Space;
 
 /// On cached features.
@@ -222,4 +223,39 @@ fn a_model_refuses_features_of_another_origin() {
     );
     let ran = space.run(&["run", "--plain", "--only", "evaluate[method=erm]"]);
     assert!(ran.stderr.contains("are of another encoder, or taken from it in another way"), "{}", ran.stderr);
+}
+
+/// All that trainings read is there.
+fn prepared(space: Space) -> Space {
+    let ran = space.run(&["run", "--plain", "--except", "train"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    space
+}
+
+/// Two updates a step and statistics of batches; draws of every step; an optimiser that starts anew on the way.
+#[test]
+fn killed_trainings_of_other_methods_go_on_with_the_same_bytes_too() {
+    let games = || {
+        let space = fresh();
+        let weights = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/clip/resnet.safetensors");
+        std::fs::copy(weights, space.path("clip.safetensors")).unwrap();
+        from_pixels(&space, &WITH_RESNET);
+        prepared(space)
+    };
+    let causal = "train[method=causalclipseg,backbone=tiny,held_out=A,seed=0]";
+    let set =
+        ["stages.train.with.epochs=12", "stages.train.with.lr=0.001", "stages.train.with.causalclipseg={warm_up: 2}"];
+    let set = set.map(|set| ["--set", set]).concat();
+    goes_on_with_the_same_bytes(&games, causal, &set);
+
+    let on_features = || {
+        let space = fresh();
+        space.edit("siteline.yaml", "method: [erm, mcdrl]", "method: [vrex, mixstyle-feature, mcdrl]");
+        prepared(space)
+    };
+    for method in ["vrex", "mixstyle-feature"] {
+        let train = format!("train[method={method},backbone=tiny,held_out=A,seed=0]");
+        let set = ["--set", "stages.train.with.epochs=40", "--set", "stages.train.with.vrex={anneal_steps: 30}"];
+        goes_on_with_the_same_bytes(&on_features, &train, &set);
+    }
 }

@@ -11,7 +11,7 @@ notes = {key.decode(): value.decode() for key, value in file.metadata.metadata.i
 for name in ("weights", "model", "preprocessing", "grid", "embed_dim", "float"):
     assert name in notes, f"the metadata lacks {name}"
 table = file.read()
-assert table.column_names == ["id", "patient", "class", "split", "pooled", "dense", "mask"], table.column_names
+assert table.column_names == ["id", "patient", "class", "prompt", "split", "pooled", "dense", "mask"], table.column_names
 assert set(table["split"].to_pylist()) == {"training", "validation"}
 some = file.read_row_group(0, columns=["id", "pooled"])
 assert some.column_names == ["id", "pooled"]
