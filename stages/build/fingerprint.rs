@@ -45,9 +45,10 @@ const BY_METHOD: [&str; 2] = ["train", "evaluate"];
 /// Crates of the workspace that are followed, by their names in code.
 const FOLLOWED: [(&str, &str); 3] = [("crate", ""), ("siteline_datasets", "datasets"), ("siteline_tables", "tables")];
 /// Libraries that shape numbers, by their names in code.
-const LIBRARIES: [(&str, &str); 10] = [
+const LIBRARIES: [(&str, &str); 11] = [
     ("tch", "tch"),
     ("image", "image"),
+    ("image_hasher", "image_hasher"),
     ("fast_image_resize", "fast_image_resize"),
     ("instant_clip_tokenizer", "instant-clip-tokenizer"),
     ("parquet", "parquet"),

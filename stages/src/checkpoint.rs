@@ -21,7 +21,7 @@ pub type Tensors = BTreeMap<String, Tensor>;
 pub fn read(path: &Path) -> Result<Tensors> {
     let bytes = std::fs::read(path).map_err(StageError::io(path))?;
     if bytes.starts_with(b"PK") {
-        return torchscript::read(path);
+        return torchscript::read(path, &bytes);
     }
     let file = SafeTensors::deserialize(&bytes).map_err(|e| {
         let pickled = bytes.starts_with(&[0x80]);

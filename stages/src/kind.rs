@@ -2,6 +2,7 @@
 //!
 //! This file only lists them; it is no part of any kind's code fingerprint, so a further kind reruns nothing.
 
+pub mod backbone;
 pub mod clip_features;
 pub mod clip_weights;
 pub mod confounder_dictionary;

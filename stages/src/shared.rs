@@ -46,7 +46,7 @@ impl Encoder {
     /// Pooled (B, d) and dense (B, N, d) features of pixels or activations.
     fn forward(&self, batch: &Batch) -> (Tensor, Tensor) {
         match &batch.content {
-            Content::Features { pooled, dense } => (pooled.shallow_clone(), dense.shallow_clone()),
+            Content::Features { .. } => unreachable!("features are what an encoder makes"),
             Content::Activations { tokens, .. } => self.tower.finish(tokens, self.config.dense),
             Content::Pixels(pixels) => self.tower.forward(&normalise(pixels), self.config.dense, batch.mix.as_ref()),
         }

@@ -80,10 +80,27 @@ fn the_tables_code_is_the_tables_alone() {
 }
 
 #[test]
-fn the_trainer_is_every_methods() {
+fn the_training_loop_is_every_methods_and_nothing_to_evaluation() {
     let found =
         changed("stages/src/trainer.rs", |text| text.replace("params.epochs * steps", "params.epochs * steps + 1"));
-    assert_eq!(found, set(&["train", "evaluate"]));
+    assert_eq!(found, set(&["train"]));
+}
+
+#[test]
+fn clips_code_is_nothing_to_kinds_that_have_no_clip() {
+    let found = changed("stages/src/model/clip/vision.rs", |text| {
+        text.replace("self.blocks.len() / 3", "self.blocks.len() / 4")
+    });
+    assert!(found.contains("clip-features") && found.contains("train"), "{found:?}");
+    for kind in ["ingest", "table", "phantoms", "select"] {
+        assert!(!found.contains(kind), "{kind}: {found:?}");
+    }
+}
+
+#[test]
+fn what_training_is_set_up_by_is_nothing_to_evaluation() {
+    let found = changed("stages/src/kind/train.rs", |text| text.replace("\"trainable parameters\"", "\"parameters\""));
+    assert_eq!(found, set(&["train"]));
 }
 
 #[test]

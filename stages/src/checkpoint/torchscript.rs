@@ -3,8 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
+use std::io::{Cursor, Read};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -27,10 +26,9 @@ const MOST_NESTED: usize = 1000;
 ///
 /// # Errors
 /// A file that is no TorchScript archive, with advice; one that is damaged, or describes something unknown.
-pub fn read(path: &Path) -> Result<Tensors> {
+pub fn read(path: &Path, bytes: &[u8]) -> Result<Tensors> {
     let bad = |reason: String| StageError::data(path, reason);
-    let file = File::open(path).map_err(StageError::io(path))?;
-    let mut archive = ZipArchive::new(file).map_err(|e| bad(format!("not a whole archive: {e}")))?;
+    let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|e| bad(format!("not a whole archive: {e}")))?;
     let names: Vec<String> = archive.file_names().map(str::to_owned).collect();
     let stem = names.iter().find_map(|name| name.strip_suffix("/constants.pkl")).map(str::to_owned);
     let Some(stem) = stem.filter(|stem| names.iter().any(|name| name.starts_with(&format!("{stem}/code/")))) else {
@@ -50,7 +48,7 @@ pub fn read(path: &Path) -> Result<Tensors> {
     Ok(tensors)
 }
 
-fn entry(archive: &mut ZipArchive<File>, name: &str) -> std::result::Result<Vec<u8>, String> {
+fn entry(archive: &mut ZipArchive<Cursor<&[u8]>>, name: &str) -> std::result::Result<Vec<u8>, String> {
     let mut file = archive.by_name(name).map_err(|e| format!("`{name}`: {e}"))?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).map_err(|e| format!("`{name}`: {e}"))?;

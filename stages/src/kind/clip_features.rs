@@ -17,6 +17,7 @@ use siteline_datasets::raster::Rgb;
 use siteline_pipeline::protocol::{Role, SourceFrom, SourceSpec, StageKind};
 use tch::{Device, Kind, Tensor};
 
+use super::backbone;
 use super::context::Ctx;
 use super::spec::{Spec, input, output};
 use crate::error::{Result, StageError};
@@ -81,7 +82,7 @@ struct Ready {
 /// Weights that are no CLIP, pixels that cannot be read.
 pub fn run(ctx: &Ctx) -> Result<()> {
     let params: Params = ctx.params()?;
-    let (file, settings) = ctx.backbone()?;
+    let (file, settings) = backbone::source(ctx)?;
     let device = Device::cuda_if_available();
     let (_store, clip) = weights::load(&file.path, settings, device)?;
     let samples = ctx.input("samples")?;

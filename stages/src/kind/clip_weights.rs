@@ -3,12 +3,11 @@
 //! Writes `weights.safetensors`, the parameters under OpenAI's names in 32 bits, and `clip.json`, the sizes that follow from
 //! their shapes.
 
-use std::collections::BTreeMap;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use siteline_pipeline::protocol::{SourceFrom, SourceSpec, StageKind};
 
+use super::backbone;
 use super::context::Ctx;
 use super::spec::{Spec, output};
 use crate::error::Result;
@@ -37,9 +36,9 @@ pub fn kind() -> StageKind {
 /// # Errors
 /// A file that is no CLIP.
 pub fn run(ctx: &Ctx) -> Result<()> {
-    let (file, settings) = ctx.backbone()?;
-    let weights = ClipWeights::read(&file.path, settings)?;
+    let (file, settings) = backbone::source(ctx)?;
+    let mut weights = ClipWeights::read(&file.path, settings)?;
     ctx.metric("parameters", weights.tensors.values().map(|tensor| tensor.numel() as f64).sum());
-    let notes = BTreeMap::from([("weights".to_owned(), file.digest.to_string())]);
-    weights.write(&ctx.output("weights.safetensors"), &ctx.output("clip.json"), &notes)
+    weights.digest = Some(file.digest.to_string());
+    weights.write(&ctx.output("weights.safetensors"), &ctx.output("clip.json"))
 }

@@ -16,6 +16,7 @@ use siteline_cache::Digest;
 use siteline_pipeline::protocol::{SourceFrom, SourceSpec, StageKind};
 use tch::{Device, Kind, Tensor};
 
+use super::backbone;
 use super::context::Ctx;
 use super::spec::{Spec, output};
 use crate::checkpoint::{self, Tensors};
@@ -76,7 +77,7 @@ struct PromptsFile {
 /// A prompts file that cannot be understood, a prompt that is too long.
 pub fn run(ctx: &Ctx) -> Result<()> {
     let params: Params = ctx.params()?;
-    let (file, settings) = ctx.backbone()?;
+    let (file, settings) = backbone::source(ctx)?;
     let source = ctx.source("prompts")?;
     let path = source.files.first().ok_or_else(|| StageError::Request("no prompts file".into()))?;
     let prompts = read_prompts(&path.path, params.size)?;

@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
-use siteline_pipeline::protocol::{Reply, RunInput, RunRequest, RunSource, SourceFile};
+use siteline_pipeline::protocol::{Reply, RunInput, RunRequest, RunSource};
 
 use crate::error::{Result, StageError};
 use crate::memo::Memo;
-use crate::model::clip::weights;
 use crate::resume::Checkpoints;
 
 /// What a running stage sees: its request, and a way to say how it fares.
@@ -68,18 +67,6 @@ impl<'a> Ctx<'a> {
     /// A source that the request lacks.
     pub fn source(&self, name: &str) -> Result<&'a RunSource> {
         self.request.sources.get(name).ok_or_else(|| StageError::Request(format!("source `{name}` is missing")))
-    }
-
-    /// The backbone's checkpoint, and what the manifest says of it.
-    ///
-    /// # Errors
-    /// A backbone without a file, or with settings that do not fit.
-    pub fn backbone(&self) -> Result<(&'a SourceFile, weights::Settings)> {
-        let source = self.source("weights")?;
-        let file = source.files.first().ok_or_else(|| StageError::Request("the backbone has no weights".into()))?;
-        let settings = serde_json::from_value(source.settings.clone())
-            .map_err(|e| StageError::Request(format!("the backbone `{}`: {e}", source.name)))?;
-        Ok((file, settings))
     }
 
     /// The path of an output.

@@ -16,10 +16,9 @@ use siteline_pipeline::protocol::{Role, RunInput, StageKind};
 use tch::Device;
 
 use self::scores::Row;
-
+use super::backbone;
 use super::context::Ctx;
 use super::spec::{Spec, input, output};
-use super::train::encoder_weights;
 use crate::data::{Content, SiteData};
 use crate::error::{Result, StageError};
 use crate::frame;
@@ -79,7 +78,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let params: Params = ctx.params()?;
     let input = ctx.input("model")?;
     let (file, config) = (Ctx::file(input, "model.safetensors")?, Ctx::file(input, "config.json")?);
-    let weights = encoder_weights(ctx)?;
+    let weights = backbone::encoder(ctx)?;
     let model = Segmenter::load(file, config, weights.as_ref(), Device::cuda_if_available())?;
     if let Some(method) = params.method.filter(|method| *method != model.config.method) {
         let (trained, asked) = (model.config.method.word(), method.word());

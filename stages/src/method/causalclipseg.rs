@@ -102,7 +102,7 @@ impl Default for Params {
 }
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::Pixels;
+pub const WANTS: Wants = Wants::PixelsForClip;
 
 /// The step's update that moves the maskers, behind the one that moves all else.
 const MASKS: usize = 1;

@@ -30,7 +30,7 @@ impl Default for Params {
 }
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::Pixels;
+pub const WANTS: Wants = Wants::PixelsForClip;
 
 /// Builds the decoder and takes in the frozen CLIP, for evaluation as well: the model's file does not hold it.
 ///

@@ -39,14 +39,26 @@ pub enum Wants {
     SharedOnPixels,
     /// Cached features for a network of its own.
     Features,
-    /// Pixels for a network of its own.
+    /// Pixels at the working size for a network of its own.
     Pixels,
+    /// Pixels at CLIP's size for a network that starts from CLIP's weights.
+    PixelsForClip,
 }
 
 impl Wants {
     /// Whether the method uses the shared encoder and head.
     pub fn shares(self) -> bool {
         matches!(self, Self::Shared | Self::SharedOnFeatures | Self::SharedOnPixels)
+    }
+
+    /// The inputs of `train` that hold it.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Shared => "`features`, or `samples` and an `encoder`",
+            Self::SharedOnFeatures | Self::Features => "`features`",
+            Self::SharedOnPixels | Self::PixelsForClip => "`samples` and an `encoder`",
+            Self::Pixels => "`samples`",
+        }
     }
 }
 

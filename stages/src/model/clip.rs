@@ -173,8 +173,5 @@ pub fn normalise(pixels: &Tensor) -> Tensor {
 /// row. Returns (count, 3, side, side) on `device`.
 pub fn normalise_pixels(pixels: &[u8], count: i64, side: i64, device: Device) -> Tensor {
     let bytes = Tensor::from_slice(pixels).view([count, side, side, 3]).to_device(device);
-    let mean = Tensor::from_slice(&IMAGE_MEAN).to_device(device);
-    let std = Tensor::from_slice(&IMAGE_STD).to_device(device);
-    let scaled = bytes.to_kind(tch::Kind::Float) / 255.0;
-    ((scaled - mean) / std).permute([0, 3, 1, 2]).contiguous()
+    normalise(&bytes.permute([0, 3, 1, 2]).to_kind(tch::Kind::Float)).contiguous()
 }

@@ -66,6 +66,8 @@ struct About {
     config: ClipConfig,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<i64>>,
+    /// Of the file that they were read from.
+    digest: Option<String>,
 }
 
 impl ClipWeights {
@@ -96,9 +98,10 @@ impl ClipWeights {
     ///
     /// # Errors
     /// Files that cannot be written.
-    pub fn write(&self, weights: &Path, about: &Path, notes: &BTreeMap<String, String>) -> Result<()> {
-        checkpoint::write(weights, &self.tensors, Kind::Float, notes)?;
-        let json = About { config: self.config.clone(), token_ids: self.token_ids.clone() };
+    pub fn write(&self, weights: &Path, about: &Path) -> Result<()> {
+        checkpoint::write(weights, &self.tensors, Kind::Float, &BTreeMap::new())?;
+        let Self { config, token_ids, digest, .. } = self;
+        let json = About { config: config.clone(), token_ids: token_ids.clone(), digest: digest.clone() };
         let json = serde_json::to_string_pretty(&json).expect("sizes are JSON");
         std::fs::write(about, json + "\n").map_err(StageError::io(about))
     }
@@ -109,8 +112,8 @@ impl ClipWeights {
     /// Files that hold something else.
     pub fn read_written(weights: &Path, about: &Path) -> Result<Self> {
         let text = std::fs::read(about).map_err(StageError::io(about))?;
-        let About { config, token_ids } = serde_json::from_slice(&text).map_err(|e| StageError::data(about, e))?;
-        let digest = checkpoint::notes(weights)?.remove("weights");
+        let About { config, token_ids, digest } =
+            serde_json::from_slice(&text).map_err(|e| StageError::data(about, e))?;
         Ok(Self { config, token_ids, tensors: checkpoint::read(weights)?, digest })
     }
 
