@@ -4,8 +4,8 @@ use crate::incremental::goes_on_with_the_same_bytes;
 use crate::space::Space;
 
 /// On cached features.
-const ON_FEATURES: [&str; 10] =
-    ["coop", "coral", "dann", "erm", "groupdro", "irm", "mcdrl", "mixstyle-feature", "sam", "vrex"];
+const ON_FEATURES: [&str; 11] =
+    ["coop", "coral", "dann", "erm", "groupdro", "irm", "mcdrl", "mixstyle-feature", "sam", "swad", "vrex"];
 /// From pixels.
 const ON_PIXELS: [&str; 5] = ["clipseg", "fourier", "mixstyle", "randconv", "unet"];
 /// From pixels with a ResNet.
@@ -81,7 +81,7 @@ fn methods_on_cached_features_share_a_table() {
         assert!(logs(method).contains(&format!("\"{penalty}\":")), "{}", logs(method));
     }
     let plan = space.run(&["plan", "--set", "stages.train.with.vrex={beta: 3}"]);
-    assert!(plan.stdout.contains("train                          10        9        1        0"), "{}", plan.stdout);
+    assert!(plan.stdout.contains("train                          11       10        1        0"), "{}", plan.stdout);
 }
 
 #[test]
@@ -100,6 +100,44 @@ fn methods_from_pixels_share_a_table() {
         "mcdrl: {after_epoch: 1}, clipseg: {layers: [0, 1], width: 16}, unet: {width: 4}, mixstyle: {probability: 1}}",
     );
     table_of(&space, &ON_PIXELS);
+    // What their papers add to the augmentation: another training, and a term in the history.
+    for (method, set) in [("fourier", "fourier={teacher: 0.9995}"), ("randconv", "randconv={consistency: 10}")] {
+        let name = format!("train[method={method},backbone=tiny,held_out=A,seed=0]");
+        let ran = space.run(&["run", "--plain", "--only", &name, "--set", &format!("stages.train.with.{set}")]);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        let log = space.run(&["log", &name]).stdout;
+        assert!(log.contains("\"consistency\":"), "{log}");
+    }
+}
+
+/// Encoders in 16 bits make other features, near those of 32; training in mixed precision goes near where full precision goes.
+#[test]
+fn precision_is_a_parameter_of_encoding_and_of_training() {
+    let space = fresh();
+    let mut with = String::from("needs: {samples: ingest}}");
+    let mut features = |precision: &str| {
+        let changed = format!("needs: {{samples: ingest}}, with: {{precision: {precision}}}}}");
+        space.edit("siteline.yaml", &with, &changed);
+        with = changed;
+        let ran = space.run(&["run", "--plain", "--only", "features[site=A]"]);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        space.output("features[site=A,backbone=tiny]", "features.parquet")
+    };
+    let [full, bf16, fp16] = ["fp32", "bf16", "fp16"].map(|precision| features(precision));
+    assert!(full != bf16 && full != fp16 && bf16 != fp16, "they are the same bytes");
+    features("fp32");
+    let train = "train[method=mcdrl,backbone=tiny,held_out=A,seed=0]";
+    let last = |set: &[&str]| -> f64 {
+        let ran = space.run(&[&["run", "--plain", "--only", train], set].concat());
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        let log = space.run(&["log", train]).stdout;
+        let row = log.lines().rfind(|line| line.starts_with('{')).unwrap();
+        serde_json::from_str::<serde_json::Value>(row).unwrap()["segmentation"].as_f64().unwrap()
+    };
+    let (full, mixed) = (last(&[]), last(&["--set", "stages.train.with.precision=bf16"]));
+    assert!(full != mixed && (full - mixed).abs() < 0.05 * full, "{full}, {mixed}");
+    let refused = space.run(&["run", "--plain", "--only", train, "--set", "stages.train.with.precision=fp16"]);
+    assert!(refused.stderr.contains("training in fp16 loses small gradients"), "{}", refused.stderr);
 }
 
 /// The same training from pixels and from activations in front of the blocks that are trained: nothing else differs.
@@ -250,12 +288,17 @@ fn killed_trainings_of_other_methods_go_on_with_the_same_bytes_too() {
 
     let on_features = || {
         let space = fresh();
-        space.edit("siteline.yaml", "method: [erm, mcdrl]", "method: [vrex, mixstyle-feature, mcdrl]");
+        space.edit("siteline.yaml", "method: [erm, mcdrl]", "method: [vrex, mixstyle-feature, swad, mcdrl]");
         prepared(space)
     };
-    for method in ["vrex", "mixstyle-feature"] {
+    for (method, with) in [
+        ("vrex", "vrex={anneal_steps: 30}"),
+        ("mixstyle-feature", "mixstyle-feature={}"),
+        ("swad", "swad={converge: 2, tolerance: 2, ratio: 1.05}"),
+    ] {
         let train = format!("train[method={method},backbone=tiny,held_out=A,seed=0]");
-        let set = ["--set", "stages.train.with.epochs=40", "--set", "stages.train.with.vrex={anneal_steps: 30}"];
+        let with = format!("stages.train.with.{with}");
+        let set = ["--set", "stages.train.with.epochs=40", "--set", &with];
         goes_on_with_the_same_bytes(&on_features, &train, &set);
     }
 }

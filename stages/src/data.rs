@@ -47,6 +47,11 @@ impl Content {
         }
     }
 
+    /// The same tensors once more.
+    pub fn handles(&self) -> Self {
+        self.map(Tensor::shallow_clone)
+    }
+
     /// Some rows, on `device`, pixels as floats.
     pub fn rows(&self, index: &Tensor, device: Device) -> Self {
         let chosen = self.map(|tensor| tensor.index_select(0, index).to_device(device));
@@ -86,6 +91,8 @@ pub struct Origin {
     pub model: String,
     /// How dense features were taken, as JSON.
     pub dense: String,
+    /// Floats that the encoder was run in, as JSON.
+    pub precision: String,
 }
 
 /// The samples of one site.
@@ -147,8 +154,13 @@ impl SiteData {
         } else {
             Content::Features { pooled: Tensor::f_cat(&pooled, 0)?, dense }
         };
-        let origin =
-            Origin { weights: reader.note("weights")?, model: reader.note("model")?, dense: reader.note("dense")? };
+        let note = |name| reader.note(name);
+        let origin = Origin {
+            weights: note("weights")?,
+            model: note("model")?,
+            dense: note("dense")?,
+            precision: note("precision")?,
+        };
         Ok(Self { origin: Some(origin), ..about.with(site, content, Tensor::f_cat(&masks, 0)?) })
     }
 

@@ -13,6 +13,7 @@ pub mod method;
 pub mod metric;
 pub mod model;
 pub mod optimiser;
+pub mod precision;
 pub mod resume;
 pub mod runtime;
 pub mod sampler;

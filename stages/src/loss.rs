@@ -20,6 +20,24 @@ pub fn two_logits(lesion: &Tensor) -> Tensor {
     Tensor::cat(&[&lesion.zeros_like(), lesion], 1)
 }
 
+/// KL(q || p) of the softmaxes p of `logits` and q of `target`, both divided by `temperature`; summed over classes, mean over
+/// images and pixels. Both (B, C, S, S).
+pub fn divergence(logits: &Tensor, target: &Tensor, temperature: f64) -> Tensor {
+    let own = (logits / temperature).log_softmax(1, None::<Kind>);
+    let target = (target / temperature).log_softmax(1, None::<Kind>);
+    (target.exp() * (target - own)).sum_dim_intlist(1, false, None::<Kind>).mean(None::<Kind>)
+}
+
+/// Mean over `logits`, each (B, C, S, S), of KL(p_i || m) of their softmaxes p_i and the mean m of these, the generalised
+/// Jensen-Shannon divergence; summed over classes, mean over images and pixels.
+pub fn disagreement(logits: &[Tensor]) -> Tensor {
+    let each: Vec<Tensor> = logits.iter().map(|logits| logits.softmax(1, None::<Kind>)).collect();
+    let all = Tensor::stack(&each, 0);
+    let mean = all.mean_dim(Some([0i64].as_slice()), true, None::<Kind>).clamp(1e-7, 1.0);
+    let terms = &all * (all.clamp_min(1e-30).log() - mean.log());
+    terms.sum_dim_intlist(2, false, None::<Kind>).mean(None::<Kind>)
+}
+
 /// 1 - (2 sum p t + e) / (sum p + sum t + e) for each image, mean over the batch; p is the probability of lesion (Milletari et al.
 /// 2016 with plain sums, as MONAI's `DiceLoss`).
 pub fn dice(logits: &Tensor, masks: &Tensor) -> Tensor {

@@ -84,6 +84,8 @@ methods! {
     Dann = "dann" in dann;
     /// SAM: weights whose whole neighbourhood has a low loss.
     Sam = "sam" in sam;
+    /// SWAD: weights averaged over the valley of the validation loss.
+    Swad = "swad" in swad;
     /// RandConv: images through random convolutions.
     RandConv = "randconv" in randconv;
     /// CLIPSeg: a transformer decoder on three layers of a frozen image tower, conditioned on a text.

@@ -23,7 +23,7 @@ struct SiteOrder {
 }
 
 /// Where a site's order stands.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct OrderState {
     samples: Vec<i64>,
     next: usize,

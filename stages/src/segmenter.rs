@@ -46,6 +46,9 @@ pub struct SegmenterConfig {
     pub origin: Option<Origin>,
     /// The epoch that the weights are of.
     pub epoch: usize,
+    /// Whether the weights are the mean over the valley of the validation loss, which ends by that epoch.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub averaged: bool,
     /// How that epoch was chosen.
     pub kept_epoch: KeptEpoch,
     /// How the model was chosen among candidates, where it was.
@@ -79,7 +82,8 @@ pub struct Selected {
 impl SegmenterConfig {
     /// How the model was selected, in words for tables.
     pub fn selection_words(&self) -> String {
-        let epoch = self.kept_epoch.words();
+        let valley = "the mean of the weights in the valley of the loss by training-domain validation";
+        let epoch = if self.averaged { valley } else { self.kept_epoch.words() };
         let Some(Selected { protocol, among, .. }) = &self.selection else { return epoch.to_owned() };
         let by = match protocol {
             Protocol::TrainingDomainValidation => "training-domain validation",

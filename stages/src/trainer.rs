@@ -1,22 +1,27 @@
 //! The one training loop: batches balanced by site, the method's penalties, selection by validation on the sources.
 
+mod ahead;
 pub mod batch;
 pub mod params;
+mod teacher;
+mod valley;
 
 use std::collections::BTreeMap;
 
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use self::batch::Facts;
+use self::ahead::{Ahead, Prepared, Supply};
+use self::batch::{Facts, Samples};
 use self::params::{EncoderMode, KeptEpoch, LrSchedule, Params};
+use self::teacher::Teacher;
+use self::valley::{Valley, ValleyState};
 use crate::checkpoint::{self, Tensors};
 use crate::data::SiteData;
 use crate::error::{Result, StageError};
-use crate::method::contract::{At, Batch, Seen};
+use crate::method::contract::{At, Batch, Forward, Seen};
 use crate::optimiser::AdamW;
+use crate::precision::Autocast;
 use crate::resume::Checkpoints;
 use crate::sampler::{OrderState, Sampler};
 use crate::segmenter::Segmenter;
@@ -47,45 +52,61 @@ struct Progress {
     /// Score and epoch of the weights that would be kept; none within the first epoch.
     best: Option<(f64, usize)>,
     orders: Vec<OrderState>,
+    /// The search for a valley, for methods that average weights.
+    #[serde(default)]
+    valley: Option<ValleyState>,
 }
 
-/// Trains a model on the training samples of `sites` and leaves the selected weights in it. Returns one row an epoch and
-/// the selected epoch. Where `checkpoints` has one of this very training, it goes on from there, with the same results.
+/// What training came to.
+pub struct Trained {
+    /// One row an epoch.
+    pub rows: Vec<EpochRow>,
+    /// The epoch that was selected; the last where weights were averaged.
+    pub epoch: usize,
+    /// Of the weights that were kept: mean over sources of the mean Dice of their validation images; absent without any.
+    pub validation_dice: Option<f64>,
+}
+
+/// Trains a model on the training samples of `sites` and leaves the selected weights in it. Where `checkpoints` has one of this
+/// very training, it goes on from there, with the same results.
 ///
 /// # Errors
-/// No training sample, a loss that is not a number.
+/// No training sample, a loss that is not a number, no validation image where weights are averaged by validation.
 pub fn train(
     model: &mut Segmenter,
     params: &Params,
     sites: &[SiteData],
     checkpoints: &mut Checkpoints,
     tell: &dyn Fn(usize, Option<&EpochRow>),
-) -> Result<(Vec<EpochRow>, usize)> {
-    let facts = sites.iter().map(|site| Facts::of(model, site, params.seed)).collect::<Result<Vec<_>>>()?;
+) -> Result<Trained> {
+    let samples = |site| Ok(Samples::new(site, Facts::of(model, site, params.seed)?));
+    let samples = sites.iter().map(samples).collect::<Result<Vec<_>>>()?;
+    let mut sampler = Sampler::new(params, sites)?;
+    let steps = sampler.steps_per_epoch();
     let mut training = Training {
-        sampler: Sampler::new(params, sites)?,
         optimiser: AdamW::new(&model.store, params.weight_decay),
+        autocast: Autocast::new(params.precision, model.store.device())?,
+        teacher: model.method.teacher().map(|momentum| Teacher::new(model, momentum)),
+        valley: model.method.valley().map(Valley::new),
         rows: Vec::new(),
         best: None,
+        orders: sampler.state(),
+        steps,
         model,
         params,
         sites,
-        facts,
+        samples,
         checkpoints,
     };
-    let (mut step, mut sums) = training.go_on(tell);
+    let (mut step, mut sums) = training.go_on(&mut sampler, tell);
+    let mut ahead = training.supply(sampler, step);
     for epoch in training.rows.len() + 1..=params.epochs {
-        training.epoch(epoch, std::mem::take(&mut step), &mut sums)?;
-        let row = training.end_epoch(epoch, &std::mem::take(&mut sums));
+        training.epoch(epoch, std::mem::take(&mut step), &mut ahead, &mut sums)?;
+        let row = training.end_epoch(epoch, &std::mem::take(&mut sums))?;
         tell(epoch, Some(&row));
         training.checkpoint(epoch + 1, 0, &sums)?;
     }
-    let (rows, best) = (training.rows, training.best);
-    let (_, epoch, weights) = best.ok_or_else(|| StageError::Request("`epochs` must be at least 1".into()))?;
-    checkpoint::fill(&mut model.store, &weights, std::path::Path::new("the selected weights"))?;
-    model.config.epoch = epoch;
-    model.method.trained_until(epoch);
-    Ok((rows, epoch))
+    training.finish()
 }
 
 /// A training under way.
@@ -93,20 +114,37 @@ struct Training<'a> {
     model: &'a mut Segmenter,
     params: &'a Params,
     sites: &'a [SiteData],
-    facts: Vec<Facts>,
+    samples: Vec<Samples>,
     checkpoints: &'a mut Checkpoints,
-    sampler: Sampler,
+    /// Steps of an epoch.
+    steps: usize,
+    /// Where the sampler stood behind the last step.
+    orders: Vec<OrderState>,
     optimiser: AdamW,
+    autocast: Option<Autocast>,
+    teacher: Option<Teacher>,
+    valley: Option<Valley>,
     rows: Vec<EpochRow>,
     /// Score, epoch and weights of what would be kept.
     best: Option<(f64, usize, Tensors)>,
 }
 
 impl Training<'_> {
+    /// The batches from a step of the present epoch on.
+    fn supply(&self, sampler: Sampler, step: usize) -> Ahead {
+        let supply = Supply {
+            samples: self.samples.iter().map(Samples::handles).collect(),
+            sampler,
+            augment: self.model.method.augmentation(),
+            seed: self.params.seed,
+            device: self.model.store.device(),
+        };
+        Ahead::start(supply, self.rows.len() * self.steps + step, self.params.epochs * self.steps)
+    }
+
     /// The steps of an epoch that are still to be done.
-    fn epoch(&mut self, epoch: usize, from: usize, sums: &mut Sums) -> Result<()> {
-        let params = self.params;
-        let steps = self.sampler.steps_per_epoch();
+    fn epoch(&mut self, epoch: usize, from: usize, ahead: &mut Ahead, sums: &mut Sums) -> Result<()> {
+        let (params, steps) = (self.params, self.steps);
         for step in from..steps {
             let done = ((epoch - 1) * steps + step) as f64 / (params.epochs * steps) as f64;
             let lr = match params.lr_schedule {
@@ -117,12 +155,16 @@ impl Training<'_> {
             if self.model.method.starts_anew_at().is_some_and(|anew| anew == at && at > 0) {
                 self.optimiser = AdamW::new(&self.model.store, params.weight_decay);
             }
-            let chosen = self.sampler.next_batch();
-            let device = self.model.store.device();
-            let batch = batch::gather(self.sites, &self.facts, &chosen, device);
-            let batch = self.model.method.augment(batch, self.sites.len() as i64, &mut step_rng(params.seed, at));
+            let Prepared { batch, orders } = ahead.next();
+            self.orders = orders;
             for update in 0..self.model.method.updates(epoch) {
-                self.update(&batch, epoch, at, update, lr, sums)?;
+                self.update(&batch, At { epoch, step: at, update }, lr, sums)?;
+            }
+            if let Some(teacher) = &mut self.teacher {
+                teacher.follow(self.model, at + 1);
+            }
+            if let Some(valley) = &mut self.valley {
+                valley.step(&checkpoint::of_store(&self.model.store));
             }
             if step + 1 < steps {
                 self.checkpoint(epoch, step + 1, sums)?;
@@ -132,34 +174,25 @@ impl Training<'_> {
     }
 
     /// One update: forward, loss, gradient, step.
-    fn update(
-        &mut self,
-        batch: &Batch,
-        epoch: usize,
-        step: usize,
-        update: usize,
-        lr: f64,
-        sums: &mut Sums,
-    ) -> Result<()> {
+    fn update(&mut self, batch: &Batch, at: At, lr: f64, sums: &mut Sums) -> Result<()> {
         let (model, params) = (&*self.model, self.params);
-        let sites = self.sites.len() as i64;
-        let mut total = total_loss(model, batch, At { epoch, update }, step, sites, Some(sums));
+        let mut total = self.total_loss(batch, at, Some(sums));
         if !total.double_value(&[]).is_finite() {
-            let message = format!("the loss is not a number any more in epoch {epoch}; lower `lr`");
+            let message = format!("the loss is not a number any more in epoch {}; lower `lr`", at.epoch);
             return Err(StageError::Request(message));
         }
         let factor = |name: &str| {
             let encoder = params.encoder == EncoderMode::Finetune && name.starts_with("encoder.");
             let shared = if encoder { params.encoder_lr } else { 1.0 };
-            if model.method.moves(update, name) { shared * model.method.lr_factor(name) } else { 0.0 }
+            if model.method.moves(at.update, name) { shared * model.method.lr_factor(name) } else { 0.0 }
         };
         let sharpness = model.method.sharpness();
         if sharpness > 0.0 {
             self.optimiser.climb(&total, sharpness);
-            total = total_loss(model, batch, At { epoch, update }, step, sites, None);
+            total = self.total_loss(batch, at, None);
             if !total.double_value(&[]).is_finite() {
                 let message =
-                    format!("the loss uphill is not a number any more in epoch {epoch}; lower `lr` or `sam.rho`");
+                    format!("the loss uphill is not a number any more in epoch {}; lower `lr` or `sam.rho`", at.epoch);
                 return Err(StageError::Request(message));
             }
             self.optimiser.descend_from_there(&total);
@@ -170,18 +203,75 @@ impl Training<'_> {
         Ok(())
     }
 
+    /// Objective and weighted penalties of a batch; their values are added to `sums`.
+    fn total_loss(&self, batch: &Batch, at: At, sums: Option<&mut Sums>) -> Tensor {
+        let model = &*self.model;
+        let during = |forward: &dyn Fn() -> Forward| match &self.autocast {
+            None => forward(),
+            Some(autocast) => autocast.during(forward).in_32_bits(),
+        };
+        let teacher = self.teacher.as_ref().map(|teacher| teacher.logits(model, batch, at));
+        let forward = during(&|| model.forward(batch, Some(at)));
+        let labels = batch.labels.as_ref();
+        let sites = self.sites.len() as i64;
+        let seen = Seen { forward: &forward, masks: &batch.masks, labels, sites, at, teacher: teacher.as_ref() };
+        let mut total = model.method.objective(&seen);
+        let objective = total.double_value(&[]);
+        let penalties = model.method.penalties(&seen);
+        if let Some(sums) = sums {
+            // The history follows what the first update of a step minimises.
+            sums.segmentation += if at.update == 0 { objective } else { 0.0 };
+            for penalty in &penalties {
+                *sums.penalties.entry(penalty.name.to_owned()).or_default() += penalty.value.double_value(&[]);
+            }
+        }
+        for penalty in penalties {
+            total += penalty.value * penalty.weight;
+        }
+        total
+    }
+
     /// Validates, and keeps the weights if they are the best so far.
-    fn end_epoch(&mut self, epoch: usize, sums: &Sums) -> EpochRow {
+    fn end_epoch(&mut self, epoch: usize, sums: &Sums) -> Result<EpochRow> {
         self.model.method.trained_until(epoch);
-        let validation_dice = batch::validate(self.model, self.sites, &self.facts);
-        let row = sums.row(epoch, self.sampler.steps_per_epoch(), validation_dice);
+        let validation_dice = batch::validate(self.model, self.sites, &self.samples);
+        if let Some(valley) = &mut self.valley {
+            let loss = batch::validation_loss(self.model, self.sites, &self.samples).ok_or_else(|| {
+                let word = self.model.config.method.word();
+                let message = format!(
+                    "{word} averages weights by validation, and no image validates: raise `validation` of `ingest`"
+                );
+                StageError::Request(message)
+            })?;
+            valley.validated(loss);
+        }
+        let row = sums.row(epoch, self.steps, validation_dice);
         self.rows.push(row.clone());
         let selects = self.params.kept_epoch == KeptEpoch::BestValidation && validation_dice.is_some();
         let score = if selects { validation_dice.unwrap_or(0.0) } else { epoch as f64 };
         if self.best.as_ref().is_none_or(|(top, ..)| score > *top) {
             self.best = Some((score, epoch, copy_of(self.model)));
         }
-        row
+        Ok(row)
+    }
+
+    /// Leaves the weights that were selected in the model, or their mean.
+    fn finish(self) -> Result<Trained> {
+        let Self { model, rows, best, valley, sites, samples, .. } = self;
+        let (_, mut epoch, mut weights) =
+            best.ok_or_else(|| StageError::Request("`epochs` must be at least 1".into()))?;
+        let mean = valley.and_then(|valley| valley.mean(&weights));
+        let averaged = mean.is_some();
+        if let Some(mean) = mean {
+            (epoch, weights) = (rows.len(), mean);
+        }
+        checkpoint::fill(&mut model.store, &weights, std::path::Path::new("the selected weights"))?;
+        model.config.epoch = epoch;
+        model.config.averaged = averaged;
+        model.method.trained_until(epoch);
+        let validation_dice =
+            if averaged { batch::validate(model, sites, &samples) } else { rows[epoch - 1].validation_dice };
+        Ok(Trained { rows, epoch, validation_dice })
     }
 
     /// Keeps a checkpoint if it is time for one: `step` steps of `epoch` are done.
@@ -194,6 +284,13 @@ impl Training<'_> {
         tensors.extend(copy_of(self.model).into_iter().map(named("now")));
         let copies = self.best.iter().flat_map(|(.., weights)| weights.iter());
         tensors.extend(copies.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).map(named("best")));
+        let taught = self.teacher.iter().flat_map(|teacher| teacher.weights());
+        tensors.extend(taught.map(|(name, tensor)| (name.clone(), tensor.copy())).map(named("teacher")));
+        let valley = self.valley.as_ref().map(|valley| {
+            let (state, means) = valley.state();
+            tensors.extend(means.into_iter().map(named("valley")));
+            state
+        });
         let progress = Progress {
             epoch,
             step,
@@ -201,14 +298,15 @@ impl Training<'_> {
             steps,
             rows: self.rows.clone(),
             best: self.best.as_ref().map(|(top, at, _)| (*top, *at)),
-            orders: self.sampler.state(),
+            orders: self.orders.clone(),
+            valley,
         };
         self.checkpoints.keep(&progress, &tensors)
     }
 
     /// Takes up the last checkpoint, if there is one of this very model. Returns how many steps of the present epoch are done,
     /// and their losses.
-    fn go_on(&mut self, tell: &dyn Fn(usize, Option<&EpochRow>)) -> (usize, Sums) {
+    fn go_on(&mut self, sampler: &mut Sampler, tell: &dyn Fn(usize, Option<&EpochRow>)) -> (usize, Sums) {
         let Some((progress, tensors)) = self.checkpoints.last::<Progress>() else { return Default::default() };
         let of = |prefix: &str| -> Tensors {
             let named =
@@ -216,48 +314,28 @@ impl Training<'_> {
             named.collect()
         };
         // Nothing of the model is touched unless all of it fits.
-        let fits = self.sampler.fits(&progress.orders)
+        let fits = sampler.fits(&progress.orders)
+            && self.valley.is_some() == progress.valley.is_some()
             && progress.epoch == progress.rows.len() + 1
             && self.optimiser.take_up(&tensors, &progress.steps)
+            && self.teacher.as_mut().is_none_or(|teacher| teacher.take_up(of("teacher.")))
             && checkpoint::fill(&mut self.model.store, &of("now."), std::path::Path::new("the checkpoint")).is_ok();
         if !fits {
             self.optimiser = AdamW::new(&self.model.store, self.params.weight_decay);
+            self.teacher = self.model.method.teacher().map(|momentum| Teacher::new(self.model, momentum));
             return Default::default();
         }
-        self.sampler.take_up(&progress.orders);
+        sampler.take_up(&progress.orders);
+        self.orders = progress.orders;
+        if let (Some(valley), Some(state)) = (&mut self.valley, progress.valley) {
+            valley.take_up(state, &of("valley."));
+        }
         self.best = progress.best.map(|(score, epoch)| (score, epoch, of("best.")));
         self.rows = progress.rows;
         self.model.method.trained_until(progress.epoch - 1);
         tell(progress.epoch - 1, None);
         (progress.step, progress.sums)
     }
-}
-
-/// What is drawn in a step is its own: a training that was interrupted draws the same.
-fn step_rng(seed: u64, step: usize) -> ChaCha8Rng {
-    let name = format!("augment\0{seed}\0{step}");
-    ChaCha8Rng::from_seed(*siteline_cache::Digest::of_bytes(name.as_bytes()).as_bytes())
-}
-
-/// Objective and weighted penalties of a batch; their values are added to `sums`.
-fn total_loss(model: &Segmenter, batch: &Batch, at: At, step: usize, sites: i64, sums: Option<&mut Sums>) -> Tensor {
-    let forward = model.forward(batch, Some(at));
-    let labels = batch.labels.as_ref();
-    let seen = Seen { forward: &forward, masks: &batch.masks, labels, sites, step, update: at.update };
-    let mut total = model.method.objective(&seen);
-    let objective = total.double_value(&[]);
-    let penalties = model.method.penalties(&seen);
-    if let Some(sums) = sums {
-        // The history follows what the first update of a step minimises.
-        sums.segmentation += if at.update == 0 { objective } else { 0.0 };
-        for penalty in &penalties {
-            *sums.penalties.entry(penalty.name.to_owned()).or_default() += penalty.value.double_value(&[]);
-        }
-    }
-    for penalty in penalties {
-        total += penalty.value * penalty.weight;
-    }
-    total
 }
 
 /// A model's variables as they are now.

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use siteline_stages::checkpoint::{self, Tensors};
-use siteline_stages::method::contract::{Encoded, Forward, Given, Method, Represented, Seen, Sizes};
+use siteline_stages::method::contract::{At, Encoded, Forward, Given, Method, Represented, Seen, Sizes};
 use siteline_stages::method::{self, MethodName, MethodParams};
 use tch::{Device, Tensor, nn};
 
@@ -43,7 +43,14 @@ impl Batch {
     }
 
     fn seen(&self, step: usize) -> Seen<'_> {
-        Seen { forward: &self.forward, masks: &self.masks, labels: None, sites: self.sites, step, update: 0 }
+        Seen {
+            forward: &self.forward,
+            masks: &self.masks,
+            labels: None,
+            sites: self.sites,
+            at: At { epoch: 1, step, update: 0 },
+            teacher: None,
+        }
     }
 
     fn map(&self) -> &Tensor {

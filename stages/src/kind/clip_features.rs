@@ -24,6 +24,7 @@ use crate::error::{Result, StageError};
 use crate::frame::{self, ROW_GROUP};
 use crate::memo::Memo;
 use crate::model::clip::{Clip, Dense, IMAGE_MEAN, IMAGE_STD, Tower, normalise_pixels, weights};
+use crate::precision::Precision;
 
 /// Parameters of `clip-features`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -38,11 +39,13 @@ pub struct Params {
     /// Images that go through the encoder at once on a GPU; a CPU takes them one by one.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: usize,
+    /// Floats that the encoder is run in; features are kept in 32 bits.
+    pub precision: Precision,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { dense: Dense::Values, blocks_left: 0, batch: 32 }
+        Self { dense: Dense::Values, blocks_left: 0, batch: 32, precision: Precision::Fp32 }
     }
 }
 
@@ -84,7 +87,10 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let params: Params = ctx.params()?;
     let (file, settings) = backbone::source(ctx)?;
     let device = Device::cuda_if_available();
-    let (_store, clip) = weights::load(&file.path, settings, device)?;
+    let (mut store, clip) = weights::load(&file.path, settings, device)?;
+    if !params.precision.is_full() {
+        store.set_kind(params.precision.kind());
+    }
     let samples = ctx.input("samples")?;
     let rows = read_rows(Ctx::file(samples, "samples.parquet")?)?;
     let pixels = Ctx::file(samples, "pixels.parquet")?;
@@ -131,6 +137,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         ),
         ("positions", format!("interpolated with antialias {}", settings.antialias)),
         ("float", "float32, not normalised".to_owned()),
+        ("precision", serde_json::to_string(&params.precision).expect("a word is JSON")),
     ];
     let mut writer = frame::Writer::new(&ctx.output("features.parquet"), schema, &notes)?;
     // One thread reads and resizes while this one encodes; the channel keeps it two batches ahead, no more.
@@ -204,7 +211,8 @@ impl Encoder {
         for group in missing.chunks(at_once) {
             let padded = (0..at_once).map(|place| images[group.get(place).copied().unwrap_or(group[0])]);
             let bytes: Vec<u8> = padded.flatten().copied().collect();
-            let batch = normalise_pixels(&bytes, at_once as i64, self.clip.config.image_size, self.device);
+            let batch = normalise_pixels(&bytes, at_once as i64, self.clip.config.image_size, self.device)
+                .to_kind(self.params.precision.kind());
             let made = tch::no_grad(|| match (&self.clip.vision, self.params.blocks_left) {
                 (Tower::Vit(tower), left) if left > 0 => vec![tower.activations(&batch, left)],
                 (tower, _) => {

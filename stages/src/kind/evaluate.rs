@@ -26,7 +26,7 @@ use crate::method::MethodName;
 use crate::metric::calibration::calibration;
 use crate::metric::{Counts, surface};
 use crate::segmenter::{Reads, Segmenter};
-use crate::trainer::batch::{self, Facts};
+use crate::trainer::batch::{AT_ONCE, Facts, Samples};
 
 /// Parameters of `evaluate`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -90,9 +90,9 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let name = if matches!(model.config.reads, Reads::Pixels(_)) { "samples" } else { "features" };
     for input in ctx.inputs(name) {
         let site = read_site(&model, input)?;
-        let facts = Facts::to_predict(&model, &site, params.shuffle_seed)?;
+        let samples = Samples::new(&site, Facts::to_predict(&model, &site, params.shuffle_seed)?);
         let all: Vec<i64> = (0..site.ids.len() as i64).collect();
-        let predictions = predict(&model, &site, &facts, &all)?;
+        let predictions = predict(&model, &samples, &all)?;
         let found = score_site(&site, &predictions, &params);
         let pixels = ctx.inputs("samples").find(|samples| samples.point.get("site") == input.point.get("site"));
         let pixels = pixels.map(|samples| Ctx::file(samples, "pixels.parquet")).transpose()?;
@@ -145,10 +145,10 @@ fn read_site(model: &Segmenter, input: &RunInput) -> Result<SiteData> {
 }
 
 /// Probabilities of lesion for each image, pixel by pixel.
-fn predict(model: &Segmenter, site: &SiteData, facts: &Facts, rows: &[i64]) -> Result<Vec<Vec<f32>>> {
+fn predict(model: &Segmenter, samples: &Samples, rows: &[i64]) -> Result<Vec<Vec<f32>>> {
     let mut all = Vec::with_capacity(rows.len());
-    for chunk in rows.chunks(batch::AT_ONCE) {
-        let batch = batch::of_site(site, facts, chunk, model.store.device());
+    for chunk in rows.chunks(AT_ONCE) {
+        let batch = samples.batch(chunk, model.store.device());
         let probabilities = model.probabilities(&batch).to_device(Device::Cpu).contiguous();
         for place in 0..chunk.len() as i64 {
             all.push(Vec::<f32>::try_from(probabilities.get(place).view(-1))?);

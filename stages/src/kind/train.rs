@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::frame;
 use crate::segmenter::Segmenter;
 use crate::trainer::params::Params;
-use crate::trainer::{self, EpochRow};
+use crate::trainer::{self, EpochRow, Trained};
 
 /// The kind's specification.
 pub fn kind() -> StageKind {
@@ -69,9 +69,10 @@ pub fn run(ctx: &Ctx) -> Result<()> {
             None => ctx.log(format!("goes on in epoch {}, from the checkpoint of an interrupted execution", epoch + 1)),
         }
     };
-    let (rows, epoch) = trainer::train(&mut model, &params, &sites, &mut ctx.checkpoints(), &tell)?;
+    let Trained { rows, epoch, validation_dice } =
+        trainer::train(&mut model, &params, &sites, &mut ctx.checkpoints(), &tell)?;
     ctx.metric("selected epoch", epoch as f64);
-    if let Some(dice) = rows[epoch - 1].validation_dice {
+    if let Some(dice) = validation_dice {
         ctx.metric("validation dice", dice);
     }
     if let Some(remark) = model.method.remark(epoch) {

@@ -197,7 +197,7 @@ impl Method for CausalClipSegMethod {
         let sup = self.loss(&seen.forward.logits, seen.masks);
         let Some(other) = &seen.forward.other else { return sup };
         let inf = self.loss(other, seen.masks);
-        match seen.update {
+        match seen.at.update {
             MASKS => sup * 0.5 - inf * 0.5,
             _ => sup * 0.5 + inf * 0.5,
         }

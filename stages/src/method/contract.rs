@@ -134,6 +134,19 @@ pub struct Forward {
     pub inner: Option<(Encoded, Represented)>,
 }
 
+impl Forward {
+    /// The same, where it was made in mixed precision: losses are taken in 32 bits.
+    pub fn in_32_bits(self) -> Self {
+        let full = |x: &Tensor| x.to_kind(Kind::Float);
+        let features = |(encoded, represented): (Encoded, Represented)| {
+            let encoded = Encoded { pooled: full(&encoded.pooled), dense: full(&encoded.dense) };
+            let intervened = represented.intervened.as_ref().map(full);
+            (encoded, Represented { map: full(&represented.map), intervened })
+        };
+        Self { logits: full(&self.logits), other: self.other.as_ref().map(full), inner: self.inner.map(features) }
+    }
+}
+
 /// A term that is added to the segmentation loss.
 pub struct Penalty {
     /// Its name in the history.
@@ -154,10 +167,10 @@ pub struct Seen<'a> {
     pub labels: Option<&'a Tensor>,
     /// Training sites.
     pub sites: i64,
-    /// Steps that were made before this one.
-    pub step: usize,
-    /// Which of the step's updates it is.
-    pub update: usize,
+    /// Where training stands.
+    pub at: At,
+    /// The teacher's logits of the batch (B, 2, S, S), for methods that have one.
+    pub teacher: Option<&'a Tensor>,
 }
 
 impl Seen<'_> {
@@ -193,8 +206,28 @@ pub enum Sentence {
 pub struct At {
     /// Counts from 1.
     pub epoch: usize,
+    /// Steps that were made before this one, in all epochs.
+    pub step: usize,
     /// Which of the step's updates it is.
     pub update: usize,
+}
+
+/// What a method does to training batches, apart from the model: it is at work while the model trains on the batch before.
+pub trait Augment: Send {
+    /// Changes a batch of `sites` training sites. Whatever is drawn is drawn from `rng`, which is the step's own, so that a training
+    /// that was interrupted goes on with the same draws.
+    fn augment(&self, batch: Batch, sites: i64, rng: &mut ChaCha8Rng) -> Batch;
+}
+
+/// When the valley of the validation loss begins and ends, in which weights are averaged (SWAD).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ValleyRule {
+    /// N_s: it begins where the first of so many losses in a row is the least of them.
+    pub converge: usize,
+    /// N_e: it ends in front of so many losses in a row that are all above the threshold.
+    pub tolerance: usize,
+    /// r: the threshold, as a multiple of the mean of the first `converge` losses of the valley.
+    pub ratio: f64,
 }
 
 /// What a method adds to the trainer.
@@ -213,10 +246,9 @@ pub trait Method {
         Forward { logits: shared.decode(&represented), other: None, inner: Some((encoded, represented)) }
     }
 
-    /// Changes a training batch. Whatever is drawn is drawn from `rng`, which is the step's own, so that a training that
-    /// was interrupted goes on with the same draws.
-    fn augment(&self, batch: Batch, _sites: i64, _rng: &mut ChaCha8Rng) -> Batch {
-        batch
+    /// What it does to training batches.
+    fn augmentation(&self) -> Option<Box<dyn Augment>> {
+        None
     }
 
     /// Whether its penalties need every image's class.
@@ -262,6 +294,16 @@ pub trait Method {
     /// How far weights are moved up the gradient before the gradient that counts is taken (SAM); 0 is not at all.
     fn sharpness(&self) -> f64 {
         0.0
+    }
+
+    /// The momentum of a teacher that follows the model, for methods that have one.
+    fn teacher(&self) -> Option<f64> {
+        None
+    }
+
+    /// Over which steps weights are averaged in the end (SWAD), in place of the selection of an epoch.
+    fn valley(&self) -> Option<ValleyRule> {
+        None
     }
 
     /// The step in front of which the optimiser forgets its moments, because the objective changes.

@@ -78,14 +78,14 @@ impl Method for Dann {
     }
 
     fn objective(&self, seen: &Seen) -> Tensor {
-        match seen.pooled_map().filter(|_| seen.update == DISCRIMINATES) {
+        match seen.pooled_map().filter(|_| seen.at.update == DISCRIMINATES) {
             Some(pooled) => self.confusion(&pooled.detach(), seen.sites),
             None => loss::segmentation(&seen.forward.logits, seen.masks),
         }
     }
 
     fn penalties(&self, seen: &Seen) -> Vec<Penalty> {
-        let Some(pooled) = seen.pooled_map().filter(|_| seen.update != DISCRIMINATES) else { return Vec::new() };
+        let Some(pooled) = seen.pooled_map().filter(|_| seen.at.update != DISCRIMINATES) else { return Vec::new() };
         vec![Penalty { name: "confusion", weight: -self.lambda, value: self.confusion(&pooled, seen.sites) }]
     }
 }

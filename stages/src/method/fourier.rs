@@ -1,5 +1,6 @@
 //! Fourier amplitude mixing (methods.md 3): images keep their phase and take on the amplitudes of images of other sites.
-//! `fact`: FACT's amplitude mix without its teacher (Xu et al., CVPR 2021). `fda`: FDA (Yang and Soatto, CVPR 2020).
+//! `fact`: FACT's amplitude mix (Xu et al., CVPR 2021), with its teacher where `teacher` says so. `fda`: FDA (Yang and Soatto, CVPR
+//! 2020).
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -7,10 +8,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-use super::contract::{Batch, Given, Method, Wants};
+use super::contract::{Augment, Batch, Given, Method, Penalty, Seen, Wants};
 use super::mixstyle::of_other_sites;
 use crate::data::Content;
 use crate::error::Result;
+use crate::loss;
 
 /// Which amplitudes are taken on, and how far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -35,11 +37,23 @@ pub struct Params {
     /// L of `fda`: half the window's side as a share of the image's; 0.01, 0.05 and 0.09 in the paper.
     #[schemars(range(min = 0.0, max = 0.5))]
     pub window: f64,
+    /// Momentum of FACT's teacher, a running mean of the weights that the other half of each pair is held to: 0.9995 in the authors'
+    /// code; 0 is no teacher.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub teacher: f64,
+    /// Weight of the consistency with the teacher: 2 in the authors' code.
+    #[schemars(range(min = 0.0))]
+    pub consistency: f64,
+    /// Epochs over which that weight rises, w exp(-5 (1 - e/n)^2): 5 in the authors' code.
+    pub ramp_up: usize,
+    /// Temperature of what is compared: 10 in the authors' code.
+    #[schemars(range(min = 0.001))]
+    pub temperature: f64,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { variant: Variant::Fact, most: 1.0, window: 0.01 }
+        Self { variant: Variant::Fact, most: 1.0, window: 0.01, teacher: 0.0, consistency: 2.0, ramp_up: 5, temperature: 10.0 }
     }
 }
 
@@ -54,11 +68,42 @@ pub fn build(params: &Params, _path: &nn::Path, _given: Given) -> Result<Box<dyn
     Ok(Box::new(Fourier { params: params.clone() }))
 }
 
+#[derive(Clone)]
 struct Fourier {
     params: Params,
 }
 
 impl Method for Fourier {
+    fn augmentation(&self) -> Option<Box<dyn Augment>> {
+        Some(Box::new(self.clone()))
+    }
+
+    fn teacher(&self) -> Option<f64> {
+        (self.params.teacher > 0.0).then_some(self.params.teacher)
+    }
+
+    /// Each half of the pairs against what the teacher says of the other half.
+    fn penalties(&self, seen: &Seen) -> Vec<Penalty> {
+        let Some(teacher) = seen.teacher else { return Vec::new() };
+        let halves = |logits: &Tensor| logits.chunk(2, 0);
+        let (own, taught) = (halves(&seen.forward.logits), halves(teacher));
+        let between = |student: &Tensor, teacher: &Tensor| loss::divergence(student, teacher, self.params.temperature);
+        let value = between(&own[1], &taught[0]) + between(&own[0], &taught[1]);
+        vec![Penalty { name: "consistency", weight: self.consistency(seen.at.epoch), value }]
+    }
+}
+
+impl Fourier {
+    /// The weight of the consistency in an epoch, which counts from 1.
+    fn consistency(&self, epoch: usize) -> f64 {
+        let done = (epoch - 1) as f64 / self.params.ramp_up.max(1) as f64;
+        let behind = 1.0 - done.min(1.0);
+        let rises = self.params.ramp_up > 0;
+        self.params.consistency * if rises { (-5.0 * behind * behind).exp() } else { 1.0 }
+    }
+}
+
+impl Augment for Fourier {
     /// The batch and its mixed twin: both are trained on.
     fn augment(&self, batch: Batch, sites: i64, rng: &mut ChaCha8Rng) -> Batch {
         let Content::Pixels(pixels) = &batch.content else { return batch };

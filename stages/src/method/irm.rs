@@ -51,7 +51,7 @@ impl Method for Irm {
             |first: i64| slopes.slice(1, first, per_site, 2).mean_dim(Some([1i64].as_slice()), false, Kind::Float);
         // A site with one image a step has no second half: both are that image.
         let product = half(0) * if per_site > 1 { half(1) } else { half(0) };
-        let weight = if seen.step < self.params.anneal_steps { 1.0 } else { self.params.lambda };
+        let weight = if seen.at.step < self.params.anneal_steps { 1.0 } else { self.params.lambda };
         vec![Penalty { name: "invariance", weight, value: product.mean(Kind::Float) }]
     }
 

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor, nn};
 
-use super::contract::{Batch, Given, Method, Wants};
+use super::contract::{Augment, Batch, Given, Method, Wants};
 use crate::error::{Result, StageError};
 use crate::model::style::Mix;
 
@@ -64,11 +64,18 @@ pub fn check(params: &Params) -> Result<()> {
 }
 
 /// MixStyle has no state.
+#[derive(Clone)]
 struct MixStyle {
     params: Params,
 }
 
 impl Method for MixStyle {
+    fn augmentation(&self) -> Option<Box<dyn Augment>> {
+        Some(Box::new(self.clone()))
+    }
+}
+
+impl Augment for MixStyle {
     fn augment(&self, batch: Batch, sites: i64, rng: &mut ChaCha8Rng) -> Batch {
         let mix = draw(&self.params, batch.content.count(), sites, batch.masks.device(), rng);
         Batch { mix, ..batch }

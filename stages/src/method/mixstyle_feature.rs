@@ -4,7 +4,7 @@
 use rand_chacha::ChaCha8Rng;
 use tch::nn;
 
-use super::contract::{Batch, Given, Method, Wants};
+use super::contract::{Augment, Batch, Given, Method, Wants};
 use super::mixstyle;
 use crate::data::Content;
 use crate::error::Result;
@@ -24,11 +24,18 @@ pub fn build(params: &Params, _path: &nn::Path, _given: Given) -> Result<Box<dyn
     Ok(Box::new(MixStyleFeature { params: params.clone() }))
 }
 
+#[derive(Clone)]
 struct MixStyleFeature {
     params: Params,
 }
 
 impl Method for MixStyleFeature {
+    fn augmentation(&self) -> Option<Box<dyn Augment>> {
+        Some(Box::new(self.clone()))
+    }
+}
+
+impl Augment for MixStyleFeature {
     fn augment(&self, batch: Batch, sites: i64, rng: &mut ChaCha8Rng) -> Batch {
         let mix = mixstyle::draw(&self.params, batch.content.count(), sites, batch.masks.device(), rng);
         let content = match (batch.content, mix) {

@@ -46,7 +46,7 @@ impl Method for Vrex {
     fn penalties(&self, seen: &Seen) -> Vec<Penalty> {
         let losses = seen.losses_by_site();
         let variance = (&losses - losses.mean(Kind::Float)).square().mean(Kind::Float);
-        let weight = if seen.step < self.params.anneal_steps { 1.0 } else { self.params.beta };
+        let weight = if seen.at.step < self.params.anneal_steps { 1.0 } else { self.params.beta };
         vec![Penalty { name: "variance", weight, value: variance }]
     }
 

@@ -1,5 +1,7 @@
 //! Batches: what is known of each sample, gathering, and scoring.
 
+use std::sync::Arc;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -8,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::data::{Content, SiteData};
 use crate::error::{Result, StageError};
+use crate::loss;
 use crate::method::contract::{Batch, Sentence};
 use crate::metric::Counts;
 use crate::segmenter::Segmenter;
@@ -94,15 +97,44 @@ fn labels(model: &Segmenter, site: &SiteData) -> Result<Option<Vec<i64>>> {
     site.ids.iter().zip(&site.classes).map(of).collect::<Result<Vec<_>>>().map(Some)
 }
 
+/// A site's samples as batches are made of them. Handles of tensors, so that another thread can have its own.
+pub struct Samples {
+    content: Content,
+    masks: Tensor,
+    facts: Arc<Facts>,
+}
+
+impl Samples {
+    /// Those of a site.
+    pub fn new(site: &SiteData, facts: Facts) -> Self {
+        Self { content: site.content.handles(), masks: site.masks.shallow_clone(), facts: Arc::new(facts) }
+    }
+
+    /// The same once more.
+    pub fn handles(&self) -> Self {
+        Self { content: self.content.handles(), masks: self.masks.shallow_clone(), facts: Arc::clone(&self.facts) }
+    }
+
+    /// A batch of some of them.
+    pub fn batch(&self, rows: &[i64], device: Device) -> Batch {
+        let index = Tensor::from_slice(rows);
+        let place = |row: &i64| *row as usize;
+        let labels = self.facts.labels.as_ref().map(|all| rows.iter().map(|row| all[place(row)]).collect::<Vec<_>>());
+        let texts = self.facts.texts.as_ref().map(|all| rows.iter().map(|row| all[place(row)].clone()).collect());
+        Batch {
+            content: self.content.rows(&index, device),
+            masks: self.masks.index_select(0, &index).to_device(device).to_kind(Kind::Int64),
+            labels: labels.map(|labels| Tensor::from_slice(&labels).to_device(device)),
+            texts: texts.unwrap_or_default(),
+            mix: None,
+        }
+    }
+}
+
 /// A batch of `chosen` samples of each site.
-pub fn gather(sites: &[SiteData], facts: &[Facts], chosen: &[Vec<i64>], device: Device) -> Batch {
-    let parts: Vec<Batch> = sites
-        .iter()
-        .zip(facts)
-        .zip(chosen)
-        .filter(|(_, rows)| !rows.is_empty())
-        .map(|((site, facts), rows)| of_site(site, facts, rows, device))
-        .collect();
+pub fn gather(sites: &[Samples], chosen: &[Vec<i64>], device: Device) -> Batch {
+    let chosen = sites.iter().zip(chosen).filter(|(_, rows)| !rows.is_empty());
+    let parts: Vec<Batch> = chosen.map(|(site, rows)| site.batch(rows, device)).collect();
     let labels: Option<Vec<&Tensor>> = parts.iter().map(|part| part.labels.as_ref()).collect();
     let masks: Vec<&Tensor> = parts.iter().map(|part| &part.masks).collect();
     Batch {
@@ -114,38 +146,38 @@ pub fn gather(sites: &[SiteData], facts: &[Facts], chosen: &[Vec<i64>], device: 
     }
 }
 
-/// A batch of some samples of one site.
-pub fn of_site(site: &SiteData, facts: &Facts, rows: &[i64], device: Device) -> Batch {
-    let index = Tensor::from_slice(rows);
-    let labels = facts.labels.as_ref().map(|labels| rows.iter().map(|row| labels[*row as usize]).collect::<Vec<_>>());
-    let texts = facts.texts.as_ref().map(|texts| rows.iter().map(|row| texts[*row as usize].clone()).collect());
-    Batch {
-        content: site.content.rows(&index, device),
-        masks: site.masks.index_select(0, &index).to_device(device).to_kind(Kind::Int64),
-        labels: labels.map(|labels| Tensor::from_slice(&labels).to_device(device)),
-        texts: texts.unwrap_or_default(),
-        mix: None,
-    }
+/// Mean over sites of the mean Dice of their validation images.
+pub fn validate(model: &Segmenter, sites: &[SiteData], samples: &[Samples]) -> Option<f64> {
+    mean_over_sites(sites, samples, &|samples, rows| score(model, samples, rows).iter().map(Counts::dice).collect())
 }
 
-/// Mean over sites of the mean Dice of their validation images.
-pub fn validate(model: &Segmenter, sites: &[SiteData], facts: &[Facts]) -> Option<f64> {
-    let mean = |(site, facts): (&SiteData, &Facts)| {
-        let dice: Vec<f64> = score(model, site, facts, &site.rows(true)).iter().map(Counts::dice).collect();
-        (!dice.is_empty()).then(|| dice.iter().sum::<f64>() / dice.len() as f64)
-    };
-    let means: Vec<f64> = sites.iter().zip(facts).filter_map(mean).collect();
-    (!means.is_empty()).then(|| means.iter().sum::<f64>() / means.len() as f64)
+/// Mean over sites of the mean segmentation loss of their validation images.
+pub fn validation_loss(model: &Segmenter, sites: &[SiteData], samples: &[Samples]) -> Option<f64> {
+    mean_over_sites(sites, samples, &|samples, rows| {
+        let loss = |chunk: &[i64]| {
+            let batch = samples.batch(chunk, model.store.device());
+            let logits = tch::no_grad(|| model.forward(&batch, None).logits);
+            loss::segmentation_by_image(&logits, &batch.masks).to_kind(Kind::Double).to_device(Device::Cpu)
+        };
+        let losses = rows.chunks(AT_ONCE).map(loss);
+        losses.flat_map(|losses| Vec::<f64>::try_from(losses).expect("losses are numbers in one row")).collect()
+    })
+}
+
+/// Mean over sites of the mean of what `of` makes of their validation images; none without any.
+fn mean_over_sites(sites: &[SiteData], samples: &[Samples], of: &dyn Fn(&Samples, &[i64]) -> Vec<f64>) -> Option<f64> {
+    let mean = |values: Vec<f64>| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+    mean(sites.iter().zip(samples).filter_map(|(site, samples)| mean(of(samples, &site.rows(true)))).collect())
 }
 
 /// Images that are scored at once.
 pub const AT_ONCE: usize = 32;
 
 /// Counts of the model's predictions for some samples of a site, in their order.
-pub fn score(model: &Segmenter, site: &SiteData, facts: &Facts, rows: &[i64]) -> Vec<Counts> {
+fn score(model: &Segmenter, samples: &Samples, rows: &[i64]) -> Vec<Counts> {
     let mut counts = Vec::with_capacity(rows.len());
     for chunk in rows.chunks(AT_ONCE) {
-        let batch = of_site(site, facts, chunk, model.store.device());
+        let batch = samples.batch(chunk, model.store.device());
         let predicted = model.probabilities(&batch).gt(0.5);
         let truth = batch.masks.to_kind(Kind::Bool);
         let sum = |both: Tensor| -> Vec<i64> {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::method::{MethodName, MethodParams};
 use crate::model::clip::Dense;
+use crate::precision::Precision;
 
 /// Which epoch's weights are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -83,6 +84,9 @@ pub struct Params {
     /// Fine-tuning: what the learning rate is multiplied by for the image tower.
     #[schemars(range(min = 0.0))]
     pub encoder_lr: f64,
+    /// Floats of the forward pass in training: `bf16` is mixed precision, weights and losses staying in 32 bits. Validation and
+    /// evaluation are in 32 bits.
+    pub precision: Precision,
     /// How dense features are taken from an image tower that is run here; cached ones were taken by `clip-features`.
     pub dense: Dense,
     /// Groups of the methods' own parameters.
@@ -120,6 +124,7 @@ impl Default for Params {
             encoder: EncoderMode::Frozen,
             encoder_blocks: 0,
             encoder_lr: 0.002,
+            precision: Precision::Fp32,
             dense: Dense::Values,
             methods: MethodParams::default(),
         }

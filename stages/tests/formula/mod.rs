@@ -39,6 +39,7 @@ pub fn weight(name: &str, shape: &[i64]) -> Tensor {
 }
 
 /// Fills every variable of a store; `prefix` is put in front of names.
+#[allow(dead_code, reason = "not every test that uses this module fills a store")]
 pub fn fill(store: &nn::VarStore, prefix: &str) {
     tch::no_grad(|| {
         for (name, mut variable) in store.variables() {

@@ -9,6 +9,7 @@ use crate::error::{Result, StageError};
 use crate::kind::context::Ctx;
 use crate::method::contract::{Sizes, Wants};
 use crate::model::clip::weights::ClipWeights;
+use crate::precision::Precision;
 use crate::segmenter::{Reads, Segmenter, SegmenterConfig, frozen};
 use crate::shared::{EncoderConfig, Frozen, SharedConfig};
 use crate::trainer::params::{EncoderMode, Params};
@@ -98,6 +99,7 @@ pub fn configure(
         class_prompts: dictionary.map(|d| d.prompts.class_prompts.clone()).unwrap_or_default(),
         origin: origin(params, first, frozen.as_ref(), weights),
         epoch: 0,
+        averaged: false,
         kept_epoch: params.kept_epoch,
         selection: None,
     };
@@ -111,6 +113,7 @@ fn origin(params: &Params, first: &SiteData, frozen: Option<&Frozen>, weights: O
         weights: weights?.digest.clone()?,
         model: serde_json::to_string(&frozen.encoder.config.clip).expect("sizes are JSON"),
         dense: serde_json::to_string(&params.dense).expect("a word is JSON"),
+        precision: serde_json::to_string(&Precision::Fp32).expect("a word is JSON"),
     })
 }
 

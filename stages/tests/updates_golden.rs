@@ -1,0 +1,241 @@
+//! One update of each method on cached features, through the trainer itself, against autograd and AdamW in Python: numbers made by
+//! tests/golden/baselines/make_updates.py, weights and data by a formula. Tolerance: 1e-4 of the learning rate for all but one value in
+//! a thousand (AdamW's first step is the sign of a gradient, and a gradient may be nothing but rounding).
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+mod formula;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use siteline_stages::checkpoint::{self, Tensors};
+use siteline_stages::data::{Content, SiteData};
+use siteline_stages::dictionary::{Dictionary, Prompts};
+use siteline_stages::loss;
+use siteline_stages::method::contract::Sizes;
+use siteline_stages::method::{MethodName, MethodParams};
+use siteline_stages::model::clip::weights::ClipWeights;
+use siteline_stages::model::clip::{Activation, Clip, ClipConfig};
+use siteline_stages::model::transformer::l2_normalise;
+use siteline_stages::resume::Checkpoints;
+use siteline_stages::sampler::Sampler;
+use siteline_stages::segmenter::{Reads, Segmenter, SegmenterConfig};
+use siteline_stages::shared::SharedConfig;
+use siteline_stages::trainer;
+use siteline_stages::trainer::params::{KeptEpoch, Params};
+use tch::{Device, Kind, Tensor, nn};
+
+const SITES: i64 = 2;
+const IMAGES: i64 = 4;
+const POSITIONS: i64 = 16;
+const D: i64 = 64;
+const SIDE: i64 = 16;
+const LR: f64 = 0.01;
+const CLASSES: [&str; 3] = ["polyp", "tumor", "cyst"];
+
+fn golden() -> Tensors {
+    checkpoint::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/baselines/updates.safetensors"))
+        .unwrap()
+}
+
+fn tensor(name: &str, shape: &[i64]) -> Tensor {
+    let count = shape.iter().product::<i64>() as usize;
+    Tensor::from_slice(&formula::uniform(name, count).map(|value| value as f32).collect::<Vec<_>>()).view(shape)
+}
+
+fn dictionary() -> Dictionary {
+    let unit = |name: &str, shape: &[i64]| l2_normalise(&tensor(name, shape));
+    let classes: Vec<String> = CLASSES.map(str::to_owned).into();
+    Dictionary {
+        z: unit("z", &[12, D]),
+        classes: unit("classes", &[3, D]),
+        class_domain: unit("class_domain", &[3, 12, D]),
+        prompts: Prompts {
+            class_prompts: classes.clone(),
+            classes,
+            domains: vec![],
+            families: vec![],
+            domain_prompts: vec![],
+            class_domain_prompts: vec![],
+        },
+    }
+}
+
+/// The sites, their samples in such an order that the trainer's first batch is that of the reference.
+fn sites(params: &Params) -> Vec<SiteData> {
+    let all = SITES * IMAGES;
+    let shift = (Tensor::arange(all, (Kind::Float, Device::Cpu)) / IMAGES as f64).floor() * 0.3;
+    let pooled = tensor("pooled", &[all, D]) + shift.view([all, 1]);
+    let dense = tensor("dense", &[all, POSITIONS, D]) + shift.view([all, 1, 1]);
+    let masks = tensor("masks", &[all, SIDE, SIDE]).gt(0.2).to_kind(Kind::Uint8);
+    let site = |s: i64, order: &[i64]| {
+        let rows: Vec<i64> = (0..IMAGES).map(|row| s * IMAGES + order[row as usize]).collect();
+        let take = |x: &Tensor| x.index_select(0, &Tensor::from_slice(&rows));
+        SiteData {
+            site: format!("site {s}"),
+            ids: rows.iter().map(|row| format!("image {row}")).collect(),
+            patients: rows.iter().map(|row| format!("patient {row}")).collect(),
+            classes: rows.iter().map(|row| Some(CLASSES[*row as usize % 3].to_owned())).collect(),
+            prompts: vec![None; rows.len()],
+            validates: vec![false; rows.len()],
+            content: Content::Features { pooled: take(&pooled), dense: take(&dense) },
+            masks: take(&masks),
+            origin: None,
+        }
+    };
+    let plain: Vec<SiteData> = (0..SITES).map(|s| site(s, &[0, 1, 2, 3])).collect();
+    let drawn = Sampler::new(params, &plain).unwrap().next_batch();
+    let reordered = drawn.iter().zip(0..).map(|(drawn, s)| {
+        let mut order = [0; IMAGES as usize];
+        drawn.iter().zip(0..).for_each(|(row, place)| order[*row as usize] = place);
+        site(s, &order)
+    });
+    reordered.collect()
+}
+
+/// The variables behind one step.
+fn updated(method: MethodName, methods: MethodParams, weights: Option<&ClipWeights>) -> Tensors {
+    let params = Params {
+        method,
+        epochs: 1,
+        batch: (SITES * IMAGES) as usize,
+        lr: LR,
+        head_width: 16,
+        kept_epoch: KeptEpoch::Last,
+        methods: methods.clone(),
+        ..Params::default()
+    };
+    let dictionary = dictionary();
+    let config = SegmenterConfig {
+        method,
+        params: methods,
+        sizes: Sizes { d: D, side: SIDE, confounders: 12, classes: 3, sites: SITES },
+        reads: Reads::Features,
+        shared: method.wants().shares().then_some(SharedConfig {
+            d: D,
+            side: SIDE,
+            head_width: 16,
+            adapter: true,
+            normalise: true,
+            encoder: None,
+        }),
+        clip: weights.map(|weights| weights.config.clone()),
+        token_ids: None,
+        classes: CLASSES.map(str::to_owned).into(),
+        class_prompts: vec![],
+        origin: None,
+        epoch: 0,
+        averaged: false,
+        kept_epoch: KeptEpoch::Last,
+        selection: None,
+    };
+    let mut model = Segmenter::new(config, Some(&dictionary), weights, None, Some(0), Device::Cpu).unwrap();
+    tch::no_grad(|| {
+        for (name, mut variable) in model.store.variables() {
+            if variable.requires_grad() {
+                variable.copy_(&formula::weight(&format!("updates.{name}"), &variable.size()));
+            }
+        }
+    });
+    trainer::train(&mut model, &params, &sites(&params), &mut Checkpoints::new(None), &|_, _| {}).unwrap();
+    model.variables()
+}
+
+/// Holds each variable to the reference's; every one of the reference's must be there, and every one that trains.
+fn agree(method: &str, found: &Tensors) {
+    let prefix = format!("{method}.");
+    let expected: BTreeMap<String, Tensor> = golden()
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.strip_prefix(&prefix)?.to_owned(), value)))
+        .collect();
+    assert!(!expected.is_empty(), "{method}");
+    let trained: Vec<&String> = found.iter().filter(|(_, value)| value.requires_grad()).map(|(name, _)| name).collect();
+    assert_eq!(trained, expected.keys().collect::<Vec<_>>(), "{method}");
+    let count = |of: Tensor| of.sum(Kind::Int64).int64_value(&[]);
+    let (mut moved, mut off, mut all) = (0, 0, 0);
+    // What all keys have in common is nothing to a softmax over them: its gradient is rounding alone.
+    for (name, value) in expected.iter().filter(|(name, _)| !name.ends_with("key.bias")) {
+        let before = formula::weight(&format!("updates.{name}"), &value.size());
+        moved += count((value - &before).abs().gt(0.1 * LR));
+        off += count((&found[name] - value).abs().gt(1e-4 * LR));
+        all += value.numel() as i64;
+    }
+    assert!(moved * 2 > all, "{method}: the reference moved {moved} of {all} values");
+    assert!(off * 1000 <= all, "{method}: {off} of {all} values differ");
+}
+
+#[test]
+fn one_update_of_each_method_that_shares_the_head_is_the_references() {
+    let plain = MethodParams::default();
+    for (method, word) in [
+        (MethodName::Erm, "erm"),
+        (MethodName::GroupDro, "groupdro"),
+        (MethodName::Vrex, "vrex"),
+        (MethodName::Irm, "irm"),
+        (MethodName::Coral, "coral"),
+        (MethodName::Sam, "sam"),
+    ] {
+        agree(word, &updated(method, plain.clone(), None));
+    }
+    let mut narrow = plain;
+    narrow.dann.width = 8;
+    agree("dann", &updated(MethodName::Dann, narrow, None));
+}
+
+#[test]
+fn one_update_of_mcdrl_in_its_variants_is_the_references() {
+    for variant in ["residual", "attn_only", "subtract", "project_out"] {
+        let mut params = MethodParams::default();
+        params.mcdrl.after_epoch = 0;
+        (params.mcdrl.depth, params.mcdrl.ratio) = (2, 1);
+        params.mcdrl.variant = serde_json::from_value(variant.into()).unwrap();
+        agree(&format!("mcdrl_{variant}"), &updated(MethodName::Mcdrl, params, None));
+    }
+}
+
+#[test]
+fn one_update_of_coop_through_its_text_tower_is_the_references() {
+    let config = ClipConfig {
+        embed_dim: D,
+        image_size: 32,
+        patch_size: 16,
+        vision_width: 64,
+        vision_layers: 1,
+        resnet: None,
+        vision_head_width: 64,
+        context_length: 77,
+        vocab_size: 49408,
+        text_width: 64,
+        text_layers: 1,
+        activation: Activation::QuickGelu,
+    };
+    let store = nn::VarStore::new(Device::Cpu);
+    let _clip = Clip::new(&store.root(), &config, siteline_stages::model::clip::Tokenizer::full());
+    let value = |(name, variable): (String, Tensor)| {
+        let value = match name.as_str() {
+            "logit_scale" => Tensor::from(2f32),
+            _ => formula::weight(&format!("clip.{name}"), &variable.size()),
+        };
+        (name, value)
+    };
+    let tensors = store.variables().into_iter().map(value).collect();
+    let weights = ClipWeights { config, tensors, token_ids: None, digest: None };
+    let mut params = MethodParams::default();
+    params.coop.context = 4;
+    agree("coop", &updated(MethodName::CoOp, params, Some(&weights)));
+}
+
+#[test]
+fn consistencies_are_the_references() {
+    let golden = golden();
+    let close = |what: &str, found: &Tensor| {
+        let difference = (found - &golden[what]).abs().double_value(&[]);
+        assert!(difference < 1e-5 * golden[what].double_value(&[]), "{what} differs by {difference}");
+    };
+    let (own, taught) = (tensor("own", &[4, 2, 5, 5]) * 3.0, tensor("taught", &[4, 2, 5, 5]) * 3.0);
+    let (own, taught) = (own.chunk(2, 0), taught.chunk(2, 0));
+    let fact = loss::divergence(&own[1], &taught[0], 10.0) + loss::divergence(&own[0], &taught[1], 10.0);
+    close("fact_consistency", &fact);
+    close("randconv_consistency", &loss::disagreement(&(tensor("draws", &[6, 2, 5, 5]) * 3.0).chunk(3, 0)));
+}

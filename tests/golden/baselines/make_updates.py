@@ -1,0 +1,297 @@
+"""Golden numbers for one update of each method on cached features: losses, one step of AdamW, and MCDRL's modules.
+
+Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors numpy; python make_updates.py
+Weights and data are those of ../formula.py. Writes updates.safetensors beside itself. Formulas are those that docs/methods.md gives.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+here = pathlib.Path(__file__).parent
+sys.path.insert(0, str(here.parent))
+from formula import uniform, weight
+
+torch.set_num_threads(1)
+SITES, IMAGES, N, D, SIDE, WIDTH = 2, 4, 16, 64, 16, 16
+M, K, LR = 12, 3, 0.01
+out = {}
+
+
+def tensor(name, *shape):
+    return torch.from_numpy(uniform(name, int(np.prod(shape))).astype("float32")).view(shape)
+
+
+def unit(x):
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+site = torch.arange(SITES).repeat_interleave(IMAGES)
+pooled = tensor("pooled", SITES * IMAGES, D) + 0.3 * site[:, None]
+dense = tensor("dense", SITES * IMAGES, N, D) + 0.3 * site[:, None, None]
+masks = (tensor("masks", SITES * IMAGES, SIDE, SIDE) > 0.2).long()
+labels = torch.arange(SITES * IMAGES) % K
+z, classes = unit(tensor("z", M, D)), unit(tensor("classes", K, D))
+targets = unit(tensor("class_domain", K, M, D)).mean(1)
+
+
+class Model:
+    """Adapter and head; `extra` are the method's own variables."""
+
+    def __init__(self, extra=()):
+        shapes = {
+            "head.reduce.weight": (WIDTH, D, 1, 1), "head.reduce.bias": (WIDTH,),
+            "head.classify.weight": (2, WIDTH, 1, 1), "head.classify.bias": (2,),
+            "adapter.down.weight": (D // 4, D), "adapter.down.bias": (D // 4,),
+            "adapter.up.weight": (D, D // 4), "adapter.up.bias": (D,),
+        }
+        for b in ("head.block1", "head.block2"):
+            shapes |= {f"{b}.conv.weight": (WIDTH, WIDTH, 3, 3), f"{b}.conv.bias": (WIDTH,),
+                       f"{b}.norm.weight": (WIDTH,), f"{b}.norm.bias": (WIDTH,)}
+        shapes |= dict(extra)
+        self.v = {name: weight("updates." + name, shape).requires_grad_() for name, shape in shapes.items()}
+
+    def encode(self):
+        def prepare(x):
+            x = unit(x) * D**0.5
+            hidden = F.linear(x, self.v["adapter.down.weight"], self.v["adapter.down.bias"]).relu()
+            return x + F.linear(hidden, self.v["adapter.up.weight"], self.v["adapter.up.bias"])
+        return prepare(pooled), prepare(dense)
+
+    def decode(self, features):
+        g = int(N**0.5)
+        x = features.transpose(1, 2).reshape(-1, D, g, g)
+        x = F.conv2d(x, self.v["head.reduce.weight"], self.v["head.reduce.bias"])
+        for b in ("head.block1", "head.block2"):
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = F.conv2d(x, self.v[f"{b}.conv.weight"], self.v[f"{b}.conv.bias"], padding=1)
+            x = F.group_norm(x, 4, self.v[f"{b}.norm.weight"], self.v[f"{b}.norm.bias"]).relu()
+        x = F.conv2d(x, self.v["head.classify.weight"], self.v["head.classify.bias"])
+        return F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+
+    def linear(self, name, x):
+        return F.linear(x, self.v[name + ".weight"], self.v[name + ".bias"])
+
+    def norm(self, name, x):
+        return F.layer_norm(x, (x.shape[-1],), self.v[name + ".weight"], self.v[name + ".bias"], 1e-5)
+
+
+def cross_entropies(logits, scale=1.0):
+    return F.cross_entropy(logits * scale, masks, reduction="none").mean((1, 2))
+
+
+def by_site(logits):
+    return cross_entropies(logits).view(SITES, IMAGES).mean(1)
+
+
+def step(model, loss, names=None, optimiser=None):
+    """One step of AdamW behind gradients clipped at norm 1."""
+    chosen = [v for name, v in model.v.items() if names is None or names(name)]
+    optimiser = optimiser or torch.optim.AdamW(chosen, lr=LR, weight_decay=0.01)
+    for v in model.v.values():
+        v.grad = None
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(chosen, 1.0)
+    optimiser.step()
+
+
+def keep(method, model):
+    for name, value in model.v.items():
+        out[f"{method}.{name}"] = value.detach().clone()
+
+
+def erm_like(method, total, extra=()):
+    model = Model(extra)
+    _, features = model.encode()
+    step(model, total(model, features, model.decode(features)))
+    keep(method, model)
+
+
+erm_like("erm", lambda m, f, logits: by_site(logits).mean())
+erm_like("vrex", lambda m, f, logits: by_site(logits).mean() + ((by_site(logits) - by_site(logits).mean()) ** 2).mean())
+
+
+def groupdro(m, f, logits):
+    losses = by_site(logits)
+    q = torch.full((SITES,), 1 / SITES) * torch.exp(0.01 * losses.detach())
+    return (q / q.sum() * losses).sum()
+
+
+erm_like("groupdro", groupdro)
+
+
+def irm(m, f, logits):
+    penalties = []
+    for s in range(SITES):
+        w = torch.tensor(1.0, requires_grad=True)
+        slopes = []
+        for first in (0, 1):
+            rows = torch.arange(s * IMAGES + first, (s + 1) * IMAGES, 2)
+            half = F.cross_entropy(logits[rows] * w, masks[rows])
+            slopes.append(torch.autograd.grad(half, w, create_graph=True)[0])
+        penalties.append(slopes[0] * slopes[1])
+    return by_site(logits).mean() + torch.stack(penalties).mean()
+
+
+erm_like("irm", irm)
+
+
+def coral(m, f, logits):
+    a, b = f.mean(1).chunk(SITES)
+    return by_site(logits).mean() + ((a.mean(0) - b.mean(0)) ** 2).mean() + ((torch.cov(a.T) - torch.cov(b.T)) ** 2).mean()
+
+
+erm_like("coral", coral)
+
+# SAM: up by 0.05 along the gradient, the gradient there, the step from where it was.
+model = Model()
+by_site(model.decode(model.encode()[1])).mean().backward()
+norm = torch.stack([v.grad.norm() for v in model.v.values()]).norm()
+before = {name: v.detach().clone() for name, v in model.v.items()}
+with torch.no_grad():
+    for v in model.v.values():
+        v += 0.05 * v.grad / norm
+loss = by_site(model.decode(model.encode()[1])).mean()
+for v in model.v.values():
+    v.grad = None
+loss.backward()
+with torch.no_grad():
+    for name, v in model.v.items():
+        v.copy_(before[name])
+torch.nn.utils.clip_grad_norm_(list(model.v.values()), 1.0)
+torch.optim.AdamW(list(model.v.values()), lr=LR, weight_decay=0.01).step()
+keep("sam", model)
+
+# DANN: features and head against the discriminator, then the discriminator alone.
+DISCRIMINATOR = "method.discriminator."
+H = 8
+extra = [(DISCRIMINATOR + n, s) for n, s in (
+    ("input.weight", (H, D)), ("input.bias", (H,)), ("hidden.weight", (H, H)), ("hidden.bias", (H,)),
+    ("output.weight", (SITES, H)), ("output.bias", (SITES,)))]
+model = Model(extra)
+
+
+def confusion(features):
+    x = features.mean(1)
+    for name in ("input", "hidden", "output"):
+        x = model.linear(DISCRIMINATOR + name, x)
+        x = x.relu() if name != "output" else x
+    return F.cross_entropy(x, site)
+
+
+_, features = model.encode()
+step(model, by_site(model.decode(features)).mean() - confusion(features), lambda n: not n.startswith(DISCRIMINATOR))
+step(model, confusion(model.encode()[1].detach()), lambda n: n.startswith(DISCRIMINATOR))
+keep("dann", model)
+
+# MCDRL: depth 2, feed-forward of ratio 1, the four variants of its intervention.
+RATIO, DEPTH = 1, 2
+
+
+def mcdrl(variant):
+    extra = [("method.gate", ())]
+    layers = 0 if variant == "project_out" else DEPTH
+    for i in range(layers):
+        p = f"method.intervention.{i}."
+        for name in ("ln_1", "ln_2"):
+            extra += [(f"{p}{name}.weight", (D,)), (f"{p}{name}.bias", (D,))]
+        for name in ("query", "key", "value", "out"):
+            extra += [(f"{p}{name}.weight", (D, D)), (f"{p}{name}.bias", (D,))]
+        extra += [(f"{p}expand.weight", (RATIO * D, D)), (f"{p}expand.bias", (RATIO * D,)),
+                  (f"{p}contract.weight", (D, RATIO * D)), (f"{p}contract.bias", (D,))]
+    model = Model(extra)
+    image, features = model.encode()
+    # The N = alpha n positions of each image that look most like any class.
+    similarity = (unit(features) @ unit(classes).T).amax(-1)
+    kept = torch.argsort(similarity, dim=1, descending=True, stable=True)[:, :N // 2]
+    index = kept[..., None].expand(-1, -1, D)
+    x = features.gather(1, index)
+    if variant == "project_out":
+        basis = torch.linalg.qr(z.T.double())[0]
+        x = (x.double() - x.double() @ basis @ basis.T).float()
+    for i in range(layers):
+        p = f"method.intervention.{i}."
+        q = model.linear(p + "query", model.norm(p + "ln_1", x))
+        k, v = model.linear(p + "key", z), model.linear(p + "value", z)
+        mixed = model.linear(p + "out", (q @ k.T / D**0.5).softmax(-1) @ v)
+        if variant == "attn_only":
+            x = mixed
+            continue
+        x = x - mixed if variant == "subtract" else x + mixed
+        x = x + model.linear(p + "contract", F.gelu(model.linear(p + "expand", model.norm(p + "ln_2", x))))
+    represented = (features * model.v["method.gate"]).scatter(1, index, x)
+    causal = ((unit(x.mean(1)) - unit(targets[labels])) ** 2).sum(-1).mean()
+    contrast = F.cross_entropy(unit(image) @ unit(classes).T / 0.5, labels)
+    step(model, by_site(model.decode(represented)).mean() + 0.5 * causal + 0.1 * contrast)
+    keep(f"mcdrl_{variant}", model)
+
+
+for variant in ("residual", "attn_only", "subtract", "project_out"):
+    mcdrl(variant)
+
+# CoOp: four learned words in front of "background" and each class, a text tower of one layer.
+TEXT, CONTEXT, WORDS = 64, 4, 49408
+t = {}
+for name, shape in {
+    "token_embedding.weight": (WORDS, TEXT), "positional_embedding": (77, TEXT), "text_projection": (TEXT, D),
+    "ln_final.weight": (TEXT,), "ln_final.bias": (TEXT,), "transformer.resblocks.0.ln_1.weight": (TEXT,),
+    "transformer.resblocks.0.ln_1.bias": (TEXT,), "transformer.resblocks.0.ln_2.weight": (TEXT,),
+    "transformer.resblocks.0.ln_2.bias": (TEXT,), "transformer.resblocks.0.attn.in_proj_weight": (3 * TEXT, TEXT),
+    "transformer.resblocks.0.attn.in_proj_bias": (3 * TEXT,), "transformer.resblocks.0.attn.out_proj.weight": (TEXT, TEXT),
+    "transformer.resblocks.0.attn.out_proj.bias": (TEXT,), "transformer.resblocks.0.mlp.c_fc.weight": (4 * TEXT, TEXT),
+    "transformer.resblocks.0.mlp.c_fc.bias": (4 * TEXT,), "transformer.resblocks.0.mlp.c_proj.weight": (TEXT, 4 * TEXT),
+    "transformer.resblocks.0.mlp.c_proj.bias": (TEXT,),
+}.items():
+    t[name] = weight("clip." + name, shape)
+names = ["background", "polyp", "tumor", "cyst"]
+tokenizer = open_clip.SimpleTokenizer()
+rows = [[tokenizer.sot_token_id] + tokenizer.encode(name + ".") + [tokenizer.eot_token_id] for name in names]
+context = weight("updates.method.context", (CONTEXT, TEXT)).requires_grad_()
+
+
+def text(row):
+    words = t["token_embedding.weight"][torch.tensor(row)]
+    x = torch.cat([words[:1], context, words[1:]])
+    x = x + t["positional_embedding"][:len(x)]
+    b = "transformer.resblocks.0."
+    y = F.layer_norm(x, (TEXT,), t[b + "ln_1.weight"], t[b + "ln_1.bias"], 1e-5)
+    q, k, v = F.linear(y, t[b + "attn.in_proj_weight"], t[b + "attn.in_proj_bias"]).chunk(3, -1)
+    hidden = torch.full((len(x), len(x)), float("-inf")).triu(1)
+    y = (q @ k.T / TEXT**0.5 + hidden).softmax(-1) @ v
+    x = x + F.linear(y, t[b + "attn.out_proj.weight"], t[b + "attn.out_proj.bias"])
+    y = F.layer_norm(x, (TEXT,), t[b + "ln_2.weight"], t[b + "ln_2.bias"], 1e-5)
+    y = F.linear(y, t[b + "mlp.c_fc.weight"], t[b + "mlp.c_fc.bias"])
+    x = x + F.linear(y * torch.sigmoid(1.702 * y), t[b + "mlp.c_proj.weight"], t[b + "mlp.c_proj.bias"])
+    x = F.layer_norm(x, (TEXT,), t["ln_final.weight"], t["ln_final.bias"], 1e-5)
+    return unit(x[-1] @ t["text_projection"])
+
+
+cosines = unit(dense) @ torch.stack([text(row) for row in rows]).T * torch.tensor(2.0).exp()
+maps = torch.cat([cosines[..., :1], cosines[..., 1:].logsumexp(-1, keepdim=True)], -1)
+maps = maps.transpose(1, 2).reshape(-1, 2, int(N**0.5), int(N**0.5))
+by_site(F.interpolate(maps, size=(SIDE, SIDE), mode="bilinear", align_corners=False)).mean().backward()
+torch.nn.utils.clip_grad_norm_([context], 1.0)
+torch.optim.AdamW([context], lr=LR, weight_decay=0.01).step()
+out["coop.method.context"] = context.detach()
+
+# FACT's consistency with its teacher, and RandConv's between three draws.
+own, taught = tensor("own", 4, 2, 5, 5) * 3, tensor("taught", 4, 2, 5, 5) * 3
+
+
+def divergence(student, teacher):
+    p = F.log_softmax(student / 10.0, 1)
+    q = F.softmax(teacher / 10.0, 1)
+    return F.kl_div(p, q, reduction="none").sum(1).mean()
+
+
+out["fact_consistency"] = divergence(own[2:], taught[:2]) + divergence(own[:2], taught[2:])
+draws = [F.softmax(x, 1) for x in (tensor("draws", 6, 2, 5, 5) * 3).chunk(3)]
+mean = (sum(draws) / 3).clamp(1e-7, 1).log()
+out["randconv_consistency"] = sum(F.kl_div(mean, p, reduction="none").sum(1).mean() for p in draws) / 3
+
+save_file({k: v.detach().contiguous() for k, v in out.items()}, str(here / "updates.safetensors"))
