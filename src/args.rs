@@ -122,6 +122,7 @@ pub enum Command {
     History(commands::history::History),
     CheckManifest(commands::check_manifest::CheckManifest),
     Doctor(commands::doctor::Doctor),
+    Weights(commands::weights::Weights),
     Schema(commands::schema::Schema),
     Completions(commands::completions::Completions),
     Man(commands::man::Man),
@@ -136,6 +137,6 @@ pub enum Command {
 impl Command {
     /// Whether the verb writes to processes of its own.
     pub fn starts_workers(&self) -> bool {
-        matches!(self, Self::Run(_) | Self::Phantoms(_) | Self::Init(_))
+        matches!(self, Self::Run(_) | Self::Phantoms(_) | Self::Init(_) | Self::Weights(_))
     }
 }

@@ -19,6 +19,7 @@ pub mod status;
 pub mod table;
 pub mod trace;
 pub mod verify;
+pub mod weights;
 pub mod why;
 
 use std::process::ExitCode;
@@ -46,6 +47,7 @@ pub fn run(args: Args) -> Outcome {
         Command::Graph(verb) => verb.run(common),
         Command::Verify(verb) => verb.run(common),
         Command::Gc(verb) => verb.run(common),
+        Command::Weights(verb) => verb.run(common),
         Command::Schema(verb) => verb.run(common),
         Command::CheckManifest(verb) => verb.run(common),
         Command::Diff(verb) => verb.run(common),

@@ -75,6 +75,14 @@ pub fn open_pack(common: &Common) -> Result<Pack, CommandError> {
     Ok(Pack::open(&common.worker.clone().unwrap_or_else(beside))?)
 }
 
+/// The folder of the project here, or this folder where there is none.
+pub fn project_folder(common: &Common) -> Result<PathBuf, CommandError> {
+    let Some(manifest) = common.manifest.clone().or_else(|| find_manifest().ok()) else {
+        return std::env::current_dir().map_err(CommandError::file("read", Path::new(".")));
+    };
+    Ok(manifest::load(&manifest, &[], &open_pack(common)?)?.root)
+}
+
 fn find_manifest() -> Result<PathBuf, CommandError> {
     let here = std::env::current_dir().map_err(CommandError::file("read", Path::new(".")))?;
     here.ancestors().map(|folder| folder.join(DEFAULT_MANIFEST)).find(|path| path.exists()).ok_or_else(|| {

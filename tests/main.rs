@@ -19,6 +19,7 @@ mod real_images;
 mod reliability;
 mod selection;
 mod verbs;
+mod weights;
 
 #[test]
 fn no_file_is_forgotten() {

@@ -12,6 +12,7 @@ pub mod leakage;
 pub mod lineage;
 pub mod lint;
 pub mod manifest;
+pub mod origin;
 pub mod pack;
 pub mod pattern;
 pub mod plan;

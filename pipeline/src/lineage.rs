@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use siteline_cache::{Digest, Record, Store};
 
 use crate::key::Recipe;
+use crate::origin::Origin;
 
 /// An execution and what it was made from.
 #[derive(Clone, Debug, Serialize)]
@@ -63,6 +64,9 @@ pub struct SourceFact {
     pub path: String,
     /// What it held.
     pub digest: Digest,
+    /// Where that very content came from, where a record beside the file says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 /// An input: the name that the stage gives it, and the execution that made it.
@@ -126,6 +130,7 @@ impl Lineage {
                     label: s.label.clone(),
                     path: s.path.display().to_string(),
                     digest: s.digest,
+                    origin: Origin::beside(&s.path).filter(|origin| origin.digest == s.digest),
                 })
                 .collect(),
             inputs,

@@ -204,6 +204,7 @@ impl Tree {
             *by_role.entry((&source.source, &source.role)).or_default() += 1;
             if self.verbose || lineage.sources.len() <= 3 {
                 facts.push(format!("read   {} {} {} {}", source.role, source.label, source.digest, source.path));
+                facts.extend(source.origin.iter().map(|origin| format!("from   {}", origin.words())));
             }
         }
         if !self.verbose && lineage.sources.len() > 3 {
