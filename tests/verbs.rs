@@ -124,7 +124,7 @@ fn tables_print_in_each_format() {
         space
             .run(&["table", "--format", "csv"])
             .stdout
-            .starts_with("metric,backbone,method,held_out,mean,std,runs,images,in_domain,oracle\n")
+            .starts_with("metric,backbone,method,held_out,mean,std,runs,images,left_out,in_domain,oracle\n")
     );
     let tex = space.run(&["table", "--format", "tex"]).stdout;
     assert!(tex.contains("\\toprule") && tex.contains("% IoU (%)"), "{tex}");

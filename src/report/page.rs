@@ -58,7 +58,8 @@ pub fn render(planner: &Planner, plan: &Plan, tables: &[ResultsTable]) -> Result
                     json!({"labels": row, "cells": cells})
                 })
                 .collect();
-            metrics.push(json!({"name": metric, "rows": rows}));
+            let title = table.cells.titles.get(metric).unwrap_or(metric);
+            metrics.push(json!({"name": metric, "title": title, "rows": rows}));
         }
         let charts = figures(store, &table.record)?;
         sections.push(json!({
@@ -67,11 +68,7 @@ pub fn render(planner: &Planner, plan: &Plan, tables: &[ResultsTable]) -> Result
             "columns": table.cells.columns,
             "metrics": metrics,
             "charts": charts,
-            "over": table.cells.over,
-            "column_axis": table.cells.column_axis,
-            "in_domain": table.cells.cells.iter().any(|c| c.in_domain),
-            "oracle": table.cells.cells.iter().any(|c| c.oracle),
-            "selections": table.cells.selections,
+            "caption": table.cells.caption,
         }));
     }
     for record in

@@ -18,17 +18,18 @@ pub struct Cells {
     pub row_axes: Vec<String>,
     /// The axis of the columns.
     pub column_axis: String,
-    /// The axes of the spread.
-    pub over: Vec<String>,
     /// Rows.
     pub rows: Vec<Vec<String>>,
     /// Columns.
     pub columns: Vec<String>,
     /// Metrics.
     pub metrics: Vec<String>,
-    /// How models were selected, in words.
+    /// Their headings, with units.
     #[serde(default)]
-    pub selections: Vec<String>,
+    pub titles: BTreeMap<String, String>,
+    /// What the numbers are, in words.
+    #[serde(default)]
+    pub caption: String,
     /// The numbers.
     pub cells: Vec<Cell>,
 }
@@ -42,7 +43,7 @@ pub struct Cell {
     pub row: Vec<String>,
     /// The column.
     pub column: String,
-    /// Mean over the runs, 0 to 1.
+    /// Mean over the runs; 0 to 1, or pixels.
     pub mean: f64,
     /// Sample standard deviation over the runs.
     pub std: Option<f64>,
@@ -50,6 +51,9 @@ pub struct Cell {
     pub runs: usize,
     /// Images of each run.
     pub images: usize,
+    /// Images of all runs that have no finite value.
+    #[serde(default)]
+    pub left_out: usize,
     /// Whether a model was scored on a site that it was trained on.
     pub in_domain: bool,
     /// Whether scores on the held-out site chose the model.

@@ -14,11 +14,13 @@ const LEFT: f64 = 120.0;
 const RIGHT: f64 = 60.0;
 const TOP: f64 = 30.0;
 
-/// A chart of one column, of the table's first metric; the axis runs from 0 to 100 percent.
+/// A chart of one column, of the table's first metric; the axis runs from 0 to 100 percent, or to a round number of pixels.
 pub fn bars(table: &ResultsTable, column: &str) -> String {
     let metric = table.metrics[0];
     let height = TOP + table.rows.len() as f64 * (BAR + GAP) + 24.0;
-    let scale = (WIDTH - LEFT - RIGHT) / 100.0;
+    let times = metric.shown_times();
+    let most = if times == 100.0 { 100.0 } else { longest(table) };
+    let scale = (WIDTH - LEFT - RIGHT) / most;
     let mut svg = String::new();
     let mut put = |text: String| writeln!(svg, "{text}").expect("writing to a string");
     put(format!(
@@ -26,8 +28,8 @@ pub fn bars(table: &ResultsTable, column: &str) -> String {
         metric.title(),
         xml(column)
     ));
-    put(format!(r#"<text x="{LEFT}" y="18" font-weight="600">{} · {} (%)</text>"#, xml(column), metric.title()));
-    for tick in [0.0, 25.0, 50.0, 75.0, 100.0] {
+    put(format!(r#"<text x="{LEFT}" y="18" font-weight="600">{} · {}</text>"#, xml(column), metric.title()));
+    for tick in [0.0, 0.25, 0.5, 0.75, 1.0].map(|part| part * most) {
         let x = LEFT + tick * scale;
         put(format!(r##"<line x1="{x:.1}" x2="{x:.1}" y1="{TOP}" y2="{:.1}" stroke="#ddd"/>"##, height - 22.0));
         put(format!(
@@ -45,14 +47,14 @@ pub fn bars(table: &ResultsTable, column: &str) -> String {
             xml(&label(table, row))
         ));
         let Some(cell) = table.cell(metric, row, column) else { continue };
-        let (mean, std) = (cell.mean * 100.0, cell.std.unwrap_or(0.0) * 100.0);
+        let (mean, std) = (cell.mean * times, cell.std.unwrap_or(0.0) * times);
         let end = LEFT + mean * scale;
         let colour = COLOURS[index % COLOURS.len()];
         put(format!(
             r#"<rect x="{LEFT}" y="{y:.1}" width="{:.1}" height="{BAR}" fill="{colour}" rx="2"/>"#,
             mean * scale
         ));
-        let (low, high) = (LEFT + (mean - std).max(0.0) * scale, LEFT + (mean + std).min(100.0) * scale);
+        let (low, high) = (LEFT + (mean - std).max(0.0) * scale, LEFT + (mean + std).min(most) * scale);
         if cell.std.is_some() {
             put(format!(
                 r##"<path d="M{low:.1} {middle:.1}H{high:.1}M{low:.1} {:.1}v8M{high:.1} {:.1}v8" stroke="#222" fill="none"/>"##,
@@ -69,6 +71,13 @@ pub fn bars(table: &ResultsTable, column: &str) -> String {
     }
     put("</svg>".to_owned());
     svg
+}
+
+/// The end of an axis of pixels: what the longest whisker of all columns needs, rounded up to 20.
+fn longest(table: &ResultsTable) -> f64 {
+    let first = table.cells.iter().filter(|cell| cell.metric == table.metrics[0]);
+    let end = first.map(|cell| cell.mean + cell.std.unwrap_or(0.0)).fold(0.0, f64::max);
+    ((end / 20.0).ceil() * 20.0).max(20.0)
 }
 
 /// A row's label: the axes that tell rows apart, shortened from the front if need be.

@@ -4,6 +4,7 @@
 //! LaTeX and Parquet; [`figure`] draws it. The same scores give the same bytes.
 
 pub mod figure;
+mod metric;
 pub mod render;
 mod summarise;
 
@@ -13,39 +14,41 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use metric::Metric;
 pub use summarise::summarise;
 
 /// Name of the column that holds the mean over all others.
 pub const AVERAGE: &str = "average";
 
-/// A metric of the score files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+/// How the images of a run come to one value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Metric {
-    /// 2 TP / (2 TP + FP + FN), per image.
-    Dice,
-    /// TP / (TP + FP + FN), per image.
-    Iou,
-    /// Share of pixels that are right, per image.
-    Accuracy,
+pub enum Aggregate {
+    /// The mean over images.
+    #[default]
+    Image,
+    /// The mean over patients of the mean over each one's images.
+    Patient,
+    /// From true and false positives and negatives summed over all images; for Dice, IoU and accuracy.
+    Pooled,
 }
 
-impl Metric {
-    /// The column of the score files.
+/// What images are told apart by, each value a row of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum By {
+    /// The lesion's class.
+    Class,
+    /// The tercile of the lesion's area within its site.
+    Size,
+}
+
+impl By {
+    /// The column of the score files, and the name of the row axis.
     pub fn column(self) -> &'static str {
         match self {
-            Self::Dice => "dice",
-            Self::Iou => "iou",
-            Self::Accuracy => "accuracy",
-        }
-    }
-
-    /// As a heading.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Dice => "Dice",
-            Self::Iou => "IoU",
-            Self::Accuracy => "Accuracy",
+            Self::Class => "class",
+            Self::Size => "size",
         }
     }
 }
@@ -61,6 +64,12 @@ pub struct Layout {
     pub columns: String,
     /// The axes that are averaged over: each of their points is one run of the spread.
     pub over: Vec<String>,
+    /// How the images of a run come to one value.
+    #[serde(default)]
+    pub aggregate: Aggregate,
+    /// One row for each class of lesion, or each tercile of size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<By>,
     /// Digits behind the decimal point, of values in percent.
     #[schemars(range(max = 6))]
     pub decimals: usize,
@@ -75,6 +84,8 @@ impl Default for Layout {
             metrics: vec![Metric::Dice, Metric::Iou, Metric::Accuracy],
             columns: "held_out".into(),
             over: vec!["seed".into()],
+            aggregate: Aggregate::Image,
+            by: None,
             decimals: 1,
             note: None,
         }
@@ -105,13 +116,19 @@ pub struct ResultsTable {
     pub columns: Vec<String>,
     /// The metrics.
     pub metrics: Vec<Metric>,
-    /// Digits behind the decimal point, in percent.
+    /// Their headings, with units.
+    pub titles: BTreeMap<String, String>,
+    /// How the images of a run came to one value.
+    pub aggregate: Aggregate,
+    /// Digits behind the decimal point, as shown.
     pub decimals: usize,
     /// How models were selected: each way that occurs among the scores, in words.
     pub selections: Vec<String>,
     /// What the layout adds to the caption.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// What the numbers are, in a few sentences for under a table.
+    pub caption: String,
     /// The cells that have a value.
     pub cells: Vec<Cell>,
 }
@@ -125,7 +142,7 @@ pub struct Cell {
     pub row: Vec<String>,
     /// The column.
     pub column: String,
-    /// Mean over the runs, each the mean over its images; 0 to 1.
+    /// Mean over the runs; 0 to 1, or pixels.
     pub mean: f64,
     /// Sample standard deviation over the runs (ddof 1); absent for a single run.
     pub std: Option<f64>,
@@ -133,6 +150,8 @@ pub struct Cell {
     pub runs: usize,
     /// Images of each run.
     pub images: usize,
+    /// Of all runs' images those that have no finite value, one mask being empty; they are left out of the mean.
+    pub left_out: usize,
     /// Whether a model was scored on a site that it was trained on.
     pub in_domain: bool,
     /// Whether scores on the held-out site chose the model.
@@ -150,18 +169,18 @@ struct Marks {
     oracle: bool,
 }
 
-/// A value in percent with its spread.
-fn percent(mean: f64, std: Option<f64>, marks: Marks, digits: usize) -> String {
+/// A value with its spread, as shown: its marks, and in brackets how many images have none.
+fn shown(metric: Metric, mean: f64, std: Option<f64>, marks: Marks, left_out: usize, digits: usize) -> String {
     let mark = match marks {
         Marks { in_domain: true, oracle: true } => "†‡",
         Marks { in_domain: true, .. } => "†",
         Marks { oracle: true, .. } => "‡",
         Marks { .. } => "",
     };
-    match std {
-        Some(std) => format!("{:.digits$} ± {:.digits$}{mark}", mean * 100.0, std * 100.0),
-        None => format!("{:.digits$}{mark}", mean * 100.0),
-    }
+    let times = metric.shown_times();
+    let spread = std.map(|std| format!(" ± {:.digits$}", std * times)).unwrap_or_default();
+    let without = if left_out > 0 { format!(" [{left_out}]") } else { String::new() };
+    format!("{:.digits$}{spread}{mark}{without}", mean * times)
 }
 
 impl ResultsTable {
@@ -170,13 +189,23 @@ impl ResultsTable {
         self.cells.iter().find(|cell| cell.metric == metric && cell.row == row && cell.column == column)
     }
 
-    /// What the numbers are, in one sentence for under a table.
-    pub fn caption(&self) -> String {
+    /// What its numbers are, in words.
+    fn words(&self) -> String {
         let over = self.over.join(" and ");
+        let values = match self.aggregate {
+            Aggregate::Image => "Per-image values in percent, averaged over the images of each run",
+            Aggregate::Patient => {
+                "Per-image values in percent, averaged over each patient's images, then over the patients of each run"
+            }
+            Aggregate::Pooled => "Values in percent, from counts of pixels summed over the images of each run",
+        };
         let mut text = format!(
-            "Per-image values in percent, averaged over the images of each run; mean ± sample standard deviation (ddof 1) over {over}; `{AVERAGE}` is the mean over the values of {}.",
+            "{values}; mean ± sample standard deviation (ddof 1) over {over}; `{AVERAGE}` is the mean over the values of {}.",
             self.column_axis
         );
+        if self.cells.iter().any(|cell| cell.left_out > 0) {
+            text.push_str(" [n]: so many images of all runs have no finite distance, one of the two masks being empty, and are left out.");
+        }
         if !self.selections.is_empty() {
             text.push_str(&format!(" Model selection: {}.", self.selections.join("; or ")));
         }

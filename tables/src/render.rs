@@ -12,7 +12,7 @@ use crate::{Metric, ResultsTable, TableError};
 pub fn markdown(table: &ResultsTable) -> String {
     let mut text = String::new();
     for metric in &table.metrics {
-        writeln!(text, "### {} (%)\n", metric.title()).expect("writing to a string");
+        writeln!(text, "### {}\n", metric.title()).expect("writing to a string");
         let heads: Vec<String> = table.row_axes.iter().chain(&table.columns).cloned().collect();
         let mut lines = vec![heads.clone()];
         lines.extend(body(table, *metric, "–"));
@@ -29,7 +29,7 @@ pub fn markdown(table: &ResultsTable) -> String {
         }
         text.push('\n');
     }
-    text.push_str(&table.caption());
+    text.push_str(&table.caption);
     text.push('\n');
     text
 }
@@ -39,7 +39,7 @@ pub fn latex(table: &ResultsTable) -> String {
     let mut text = String::from("% needs \\usepackage{booktabs}\n");
     for metric in &table.metrics {
         let columns = format!("{}{}", "l".repeat(table.row_axes.len()), "r".repeat(table.columns.len()));
-        writeln!(text, "% {} (%)\n\\begin{{tabular}}{{{columns}}}\n\\toprule", metric.title())
+        writeln!(text, "% {}\n\\begin{{tabular}}{{{columns}}}\n\\toprule", metric.title())
             .expect("writing to a string");
         let heads: Vec<String> = table.row_axes.iter().chain(&table.columns).map(|h| escape(h)).collect();
         writeln!(text, "{} \\\\\n\\midrule", heads.join(" & ")).expect("writing to a string");
@@ -49,7 +49,7 @@ pub fn latex(table: &ResultsTable) -> String {
         }
         text.push_str("\\bottomrule\n\\end{tabular}\n\n");
     }
-    writeln!(text, "% {}", table.caption()).expect("writing to a string");
+    writeln!(text, "% {}", table.caption).expect("writing to a string");
     text
 }
 
@@ -99,6 +99,7 @@ fn frame(table: &ResultsTable) -> Result<DataFrame, TableError> {
     columns.push(Column::new("std".into(), cells.iter().map(|c| c.std).collect::<Vec<_>>()));
     columns.push(Column::new("runs".into(), cells.iter().map(|c| c.runs as u32).collect::<Vec<_>>()));
     columns.push(Column::new("images".into(), cells.iter().map(|c| c.images as u32).collect::<Vec<_>>()));
+    columns.push(Column::new("left_out".into(), cells.iter().map(|c| c.left_out as u32).collect::<Vec<_>>()));
     columns.push(Column::new("in_domain".into(), cells.iter().map(|c| c.in_domain).collect::<Vec<_>>()));
     columns.push(Column::new("oracle".into(), cells.iter().map(|c| c.oracle).collect::<Vec<_>>()));
     Ok(DataFrame::new(cells.len(), columns)?)

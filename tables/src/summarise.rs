@@ -1,30 +1,42 @@
-//! Score files to cells: images are averaged within a run, runs within a cell.
+//! Score files to cells: images come to one value within a run, runs are averaged within a cell.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 
 use polars::prelude::*;
 
-use crate::{AVERAGE, Cell, Layout, Marks, Metric, ResultsTable, ScoreFile, TableError, percent};
+use crate::{AVERAGE, Aggregate, Cell, Layout, Marks, Metric, ResultsTable, ScoreFile, TableError, shown};
 
 type Point = BTreeMap<String, String>;
 
-/// One run: the images of one score file, averaged.
+/// What a table shows for the images that have no class.
+const UNKNOWN: &str = "unknown";
+
+/// The images of one score file that stand in one row, each metric as one value.
 struct RunMean {
     row: Vec<String>,
     column: String,
     over: Vec<String>,
-    values: Vec<f64>,
+    values: Vec<RunValue>,
     images: usize,
     marks: Marks,
     selection: Option<String>,
     point: Point,
 }
 
+/// A metric of one run.
+#[derive(Clone, Copy)]
+struct RunValue {
+    /// None where no image has a finite value.
+    value: Option<f64>,
+    /// Images without one.
+    left_out: usize,
+}
+
 /// Works out the table of some score files.
 ///
 /// # Errors
-/// Files that cannot be read, a layout whose axes the files do not have.
+/// Files that cannot be read, a layout whose axes the files do not have, or that asks for what has no meaning.
 pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, TableError> {
     let axes: Vec<String> = files.first().map(|f| f.point.keys().cloned().collect()).unwrap_or_default();
     let missing = std::iter::once(&layout.columns).chain(&layout.over).find(|axis| !axes.contains(axis));
@@ -34,77 +46,160 @@ pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, T
             axes.join(", ")
         )));
     }
-    let row_axes: Vec<String> =
+    check_pooled(layout)?;
+    let mut row_axes: Vec<String> =
         axes.iter().filter(|a| **a != layout.columns && !layout.over.contains(a)).cloned().collect();
-    let runs = files.iter().map(|file| run_mean(file, layout, &row_axes)).collect::<Result<Vec<_>, _>>()?;
-    let in_order = |mut all: Vec<Vec<String>>| {
-        let mut seen = std::collections::HashSet::new();
-        all.retain(|item| seen.insert(item.clone()));
-        all
-    };
-    // Files come in the order of their points, so rows and columns are sorted.
-    let rows = in_order(runs.iter().map(|run| run.row.clone()).collect());
-    let mut columns: Vec<String> = in_order(runs.iter().map(|r| vec![r.column.clone()]).collect()).concat();
-    columns.sort();
+    let runs = files.iter().map(|file| run_means(file, layout, &row_axes)).collect::<Result<Vec<_>, _>>()?;
+    let runs: Vec<RunMean> = runs.into_iter().flatten().collect();
+    row_axes.extend(layout.by.map(|by| by.column().to_owned()));
+    // Files come in the order of their points, so rows are sorted but for what splits a file.
+    let rows: BTreeSet<Vec<String>> = runs.iter().map(|run| run.row.clone()).collect();
+    let columns: BTreeSet<String> = runs.iter().map(|run| run.column.clone()).collect();
+    let (rows, mut columns) = (Vec::from_iter(rows), Vec::from_iter(columns));
     let mut cells = Vec::new();
     for (index, metric) in layout.metrics.iter().enumerate() {
         for row in &rows {
             for column in &columns {
                 let members: Vec<&RunMean> = runs.iter().filter(|r| r.row == *row && r.column == *column).collect();
-                let values = members.iter().map(|run| run.values[index]).collect();
-                cells.extend(cell(layout, *metric, row, column, values, &members)?);
+                let values = members.iter().filter_map(|run| run.values[index].value).collect();
+                cells.extend(cell(layout, (index, *metric), row, column, values, &members)?);
             }
-            cells.extend(average(layout, *metric, index, row, &columns, &runs)?);
+            cells.extend(average(layout, (index, *metric), row, &columns, &runs)?);
         }
     }
     columns.push(AVERAGE.to_owned());
-    Ok(ResultsTable {
+    let title = |metric: &Metric| (metric.column().to_owned(), metric.title().to_owned());
+    let mut table = ResultsTable {
         row_axes,
         column_axis: layout.columns.clone(),
         over: layout.over.clone(),
         rows,
         columns,
         metrics: layout.metrics.clone(),
+        titles: layout.metrics.iter().map(title).collect(),
+        aggregate: layout.aggregate,
         decimals: layout.decimals,
         note: layout.note.clone(),
         selections: runs.iter().filter_map(|run| run.selection.clone()).collect::<BTreeSet<_>>().into_iter().collect(),
+        caption: String::new(),
         cells,
-    })
-}
-
-fn run_mean(file: &ScoreFile, layout: &Layout, row_axes: &[String]) -> Result<RunMean, TableError> {
-    let bad = |reason: String| TableError::Scores { path: file.path.clone(), reason };
-    let open = File::open(&file.path).map_err(|e| bad(e.to_string()))?;
-    let frame = ParquetReader::new(open).finish().map_err(|e| bad(e.to_string()))?;
-    if frame.height() == 0 {
-        return Err(bad("it has no rows".into()));
-    }
-    let column = |name: &str| frame.column(name).map(Column::as_materialized_series).map_err(|e| bad(e.to_string()));
-    let mean = |metric: &Metric| -> Result<f64, TableError> {
-        column(metric.column())?.mean().ok_or_else(|| bad(format!("`{}` has no mean", metric.column())))
     };
-    let values = layout.metrics.iter().map(mean).collect::<Result<_, _>>()?;
-    let in_domain = column("in_domain")?.bool().map_err(|e| bad(e.to_string()))?.any();
-    // Scores of other programs than `evaluate` need not say how their models were selected.
-    let oracle = column("oracle").ok().and_then(|values| values.bool().ok().map(ChunkedArray::any)).unwrap_or(false);
-    let selection = column("selection").ok().and_then(|values| values.str().ok()?.first().map(str::to_owned));
-    let of = |axes: &[String]| axes.iter().map(|axis| file.point.get(axis).cloned().unwrap_or_default()).collect();
-    Ok(RunMean {
-        row: of(row_axes),
-        column: file.point[&layout.columns].clone(),
-        over: of(&layout.over),
-        values,
-        images: frame.height(),
-        marks: Marks { in_domain, oracle },
-        selection,
-        point: file.point.clone(),
-    })
+    table.caption = table.words();
+    Ok(table)
 }
 
-/// Mean and spread of some runs; no cell without a run.
+fn check_pooled(layout: &Layout) -> Result<(), TableError> {
+    let cannot = |metric: &&Metric| metric.pooled([1.0; 4]).is_none();
+    match layout.metrics.iter().find(cannot).filter(|_| layout.aggregate == Aggregate::Pooled) {
+        None => Ok(()),
+        Some(metric) => Err(TableError::Layout(format!(
+            "`{}` cannot be pooled over images: `aggregate: pooled` is for dice, iou and accuracy",
+            metric.column()
+        ))),
+    }
+}
+
+/// One score file, read.
+struct Scores<'a> {
+    file: &'a ScoreFile,
+    frame: DataFrame,
+}
+
+impl<'a> Scores<'a> {
+    fn read(file: &'a ScoreFile) -> Result<Self, TableError> {
+        let bad = |reason: String| TableError::Scores { path: file.path.clone(), reason };
+        let open = File::open(&file.path).map_err(|e| bad(e.to_string()))?;
+        let frame = ParquetReader::new(open).finish().map_err(|e| bad(e.to_string()))?;
+        if frame.height() == 0 {
+            return Err(bad("it has no rows".into()));
+        }
+        Ok(Self { file, frame })
+    }
+
+    fn column(&self, name: &str) -> Result<&Series, TableError> {
+        let column = self.frame.column(name).map(Column::as_materialized_series);
+        column.map_err(|e| TableError::Scores { path: self.file.path.clone(), reason: e.to_string() })
+    }
+
+    /// Numbers of a column, null where there is none.
+    fn numbers(&self, name: &str) -> Result<Vec<Option<f64>>, TableError> {
+        let column = self.column(name)?.cast(&DataType::Float64)?;
+        Ok(column.f64()?.iter().collect())
+    }
+
+    fn texts(&self, name: &str) -> Result<Vec<String>, TableError> {
+        let texts = self.column(name)?.str()?.iter();
+        Ok(texts.map(|text| text.unwrap_or(UNKNOWN).to_owned()).collect())
+    }
+}
+
+/// The runs of one score file: one, or one for each value of what the layout splits by.
+fn run_means(file: &ScoreFile, layout: &Layout, row_axes: &[String]) -> Result<Vec<RunMean>, TableError> {
+    let scores = Scores::read(file)?;
+    let in_domain = scores.column("in_domain")?.bool()?.any();
+    // Scores of other programs than `evaluate` need not say how their models were selected.
+    let oracle =
+        scores.column("oracle").ok().and_then(|values| values.bool().ok().map(ChunkedArray::any)).unwrap_or(false);
+    let selection = scores.column("selection").ok().and_then(|values| values.str().ok()?.first().map(str::to_owned));
+    let of = |axes: &[String]| -> Vec<String> {
+        axes.iter().map(|axis| file.point.get(axis).cloned().unwrap_or_default()).collect()
+    };
+    let mut parts: BTreeMap<Option<String>, Vec<usize>> = BTreeMap::new();
+    match layout.by {
+        None => drop(parts.insert(None, (0..scores.frame.height()).collect())),
+        Some(by) => {
+            for (row, value) in scores.texts(by.column())?.into_iter().enumerate() {
+                parts.entry(Some(value)).or_default().push(row);
+            }
+        }
+    }
+    let mut runs = Vec::with_capacity(parts.len());
+    for (value, images) in parts {
+        let values = layout.metrics.iter().map(|metric| run_value(&scores, *metric, layout.aggregate, &images));
+        runs.push(RunMean {
+            row: of(row_axes).into_iter().chain(value).collect(),
+            column: file.point[&layout.columns].clone(),
+            over: of(&layout.over),
+            values: values.collect::<Result<_, _>>()?,
+            images: images.len(),
+            marks: Marks { in_domain, oracle },
+            selection: selection.clone(),
+            point: file.point.clone(),
+        });
+    }
+    Ok(runs)
+}
+
+/// Some images of a file as one value.
+fn run_value(scores: &Scores, metric: Metric, aggregate: Aggregate, images: &[usize]) -> Result<RunValue, TableError> {
+    let mean = |values: &[f64]| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+    if aggregate == Aggregate::Pooled {
+        let mut sums = [0.0; 4];
+        for (sum, name) in sums.iter_mut().zip(["tp", "fp", "fn", "tn"]) {
+            let counts = scores.numbers(name)?;
+            *sum = images.iter().filter_map(|row| counts[*row]).sum();
+        }
+        return Ok(RunValue { value: metric.pooled(sums), left_out: 0 });
+    }
+    let all = scores.numbers(metric.column())?;
+    let there = images.iter().filter(|row| all[**row].is_some_and(f64::is_finite));
+    let left_out = images.len() - there.clone().count();
+    let value = match aggregate {
+        Aggregate::Patient => {
+            let patients = scores.texts("patient")?;
+            let mut each: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+            there.for_each(|row| each.entry(&patients[*row]).or_default().extend(all[*row]));
+            mean(&each.values().filter_map(|values| mean(values)).collect::<Vec<_>>())
+        }
+        _ => mean(&there.filter_map(|row| all[*row]).collect::<Vec<_>>()),
+    };
+    Ok(RunValue { value, left_out })
+}
+
+/// Mean and spread of some runs; no cell without a value.
 fn cell(
     layout: &Layout,
-    metric: Metric,
+    (index, metric): (usize, Metric),
     row: &[String],
     column: &str,
     values: Vec<f64>,
@@ -113,23 +208,24 @@ fn cell(
     if values.is_empty() {
         return Ok(None);
     }
-    let runs = values.len();
-    let series = Series::new("value".into(), values);
-    let std = if runs > 1 { series.std(1) } else { None };
+    let series = Series::new("value".into(), &values);
+    let std = if values.len() > 1 { series.std(1) } else { None };
     let mean = series.mean().ok_or_else(|| TableError::Layout("a cell has no mean".into()))?;
     let marks = Marks {
         in_domain: members.iter().any(|run| run.marks.in_domain),
         oracle: members.iter().any(|run| run.marks.oracle),
     };
+    let left_out = members.iter().map(|run| run.values[index].left_out).sum();
     Ok(Some(Cell {
         metric,
         row: row.to_vec(),
         column: column.to_owned(),
-        text: percent(mean, std, marks, layout.decimals),
+        text: shown(metric, mean, std, marks, left_out, layout.decimals),
         mean,
         std,
-        runs,
-        images: members.iter().map(|run| run.images).sum::<usize>() / runs,
+        runs: values.len(),
+        images: members.iter().map(|run| run.images).sum::<usize>() / values.len(),
+        left_out,
         in_domain: marks.in_domain,
         oracle: marks.oracle,
         points: members.iter().map(|run| run.point.clone()).collect(),
@@ -139,8 +235,7 @@ fn cell(
 /// The mean over all columns, run by run. A row that lacks a column has no average: it would be one over other sites.
 fn average(
     layout: &Layout,
-    metric: Metric,
-    index: usize,
+    (index, metric): (usize, Metric),
     row: &[String],
     columns: &[String],
     runs: &[RunMean],
@@ -148,11 +243,85 @@ fn average(
     let members: Vec<&RunMean> = runs.iter().filter(|run| run.row == row).collect();
     let mut by_over: BTreeMap<&[String], Vec<f64>> = BTreeMap::new();
     for run in &members {
-        by_over.entry(&run.over).or_default().push(run.values[index]);
+        by_over.entry(&run.over).or_default().extend(run.values[index].value);
     }
     if by_over.values().any(|values| values.len() != columns.len()) {
         return Ok(None);
     }
     let values = by_over.values().map(|values| values.iter().sum::<f64>() / values.len() as f64).collect();
-    cell(layout, metric, row, AVERAGE, values, &members)
+    cell(layout, (index, metric), row, AVERAGE, values, &members)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::By;
+
+    /// Four images of two patients: one of a patient alone, one without a finite distance.
+    fn scores(folder: &std::path::Path) -> ScoreFile {
+        let path = folder.join("scores.parquet");
+        let mut frame = DataFrame::new(
+            4,
+            vec![
+                Column::new("patient".into(), ["a", "a", "a", "b"]),
+                Column::new("class".into(), [Some("polyp"), Some("polyp"), None, Some("cyst")]),
+                Column::new("size".into(), ["small", "small", "large", "large"]),
+                Column::new("dice".into(), [0.2, 0.4, 0.6, 1.0]),
+                Column::new("hd95_joined_px".into(), [Some(4.0), None, Some(8.0), Some(6.0)]),
+                Column::new("tp".into(), [1i64, 2, 3, 4]),
+                Column::new("fp".into(), [1i64, 1, 1, 0]),
+                Column::new("fn".into(), [1i64, 1, 1, 0]),
+                Column::new("tn".into(), [7i64, 6, 5, 6]),
+                Column::new("in_domain".into(), [false; 4]),
+            ],
+        )
+        .unwrap();
+        ParquetWriter::new(File::create(&path).unwrap()).finish(&mut frame).unwrap();
+        let point = [("held_out", "A"), ("seed", "0"), ("method", "erm")];
+        ScoreFile { point: point.map(|(axis, value)| (axis.to_owned(), value.to_owned())).into(), path }
+    }
+
+    fn table(layout: Layout) -> ResultsTable {
+        let folder = tempfile::tempdir().unwrap();
+        summarise(&[scores(folder.path())], &layout).unwrap()
+    }
+
+    fn of(metrics: Vec<Metric>) -> Layout {
+        Layout { metrics, ..Layout::default() }
+    }
+
+    #[test]
+    fn images_patients_and_pools_come_to_different_values() {
+        let mean = |aggregate| table(Layout { aggregate, ..of(vec![Metric::Dice]) }).cells[0].mean;
+        assert!((mean(Aggregate::Image) - 2.2 / 4.0).abs() < 1e-12);
+        assert!((mean(Aggregate::Patient) - (0.4 + 1.0) / 2.0).abs() < 1e-12);
+        assert!((mean(Aggregate::Pooled) - 20.0 / (20.0 + 6.0)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_has_no_finite_value_is_left_out_and_counted() {
+        let found = table(of(vec![Metric::Hd95JoinedPx]));
+        assert_eq!((found.cells[0].mean, found.cells[0].left_out, found.cells[0].text.as_str()), (6.0, 1, "6.0 [1]"));
+        assert!(found.caption.contains("[n]: so many images"), "{}", found.caption);
+    }
+
+    #[test]
+    fn rows_are_split_by_class_or_size() {
+        let by = |by| table(Layout { by: Some(by), ..of(vec![Metric::Dice]) });
+        let rows = |table: &ResultsTable| table.rows.iter().map(|row| row.join(" ")).collect::<Vec<_>>();
+        let classes = by(By::Class);
+        assert_eq!(rows(&classes), ["erm cyst", "erm polyp", "erm unknown"]);
+        assert_eq!(classes.row_axes, ["method", "class"]);
+        let polyps = classes.cell(Metric::Dice, &classes.rows[1], "A").unwrap();
+        assert!((polyps.mean - 0.3).abs() < 1e-12 && polyps.images == 2);
+        assert_eq!(rows(&by(By::Size)), ["erm large", "erm small"]);
+    }
+
+    #[test]
+    fn distances_are_not_pooled() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout { aggregate: Aggregate::Pooled, ..of(vec![Metric::Nsd]) };
+        let error = summarise(&[scores(folder.path())], &layout).unwrap_err().to_string();
+        assert!(error.contains("`nsd` cannot be pooled"), "{error}");
+    }
 }
