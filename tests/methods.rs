@@ -237,9 +237,9 @@ fn what_a_method_lacks_or_cannot_use_is_said() {
     };
     let only = |method: &str| format!("method: [{method}, mcdrl]");
     let both = "method: [erm, mcdrl]";
-    failing(&[(both, &only("unet"))], "unet is trained on `samples`: name them in the stage's `needs`");
+    let for_both = ("when: method == mcdrl}", "when: 'method in [mcdrl, coop]'}");
     failing(
-        &[(both, &only("coop"))],
+        &[(both, &only("coop")), for_both],
         "coop needs CLIP's weights: give the stage `needs: {encoder: ...}`, a stage of the kind `clip-weights`",
     );
     failing(&[("{epochs: 2,", "{encoder: finetune, epochs: 2,")], "`encoder: finetune` reads pixels");
@@ -247,6 +247,35 @@ fn what_a_method_lacks_or_cannot_use_is_said() {
         &[("{epochs: 2,", "{encoder_blocks: 2, epochs: 2,")],
         "`encoder_blocks` counts for `encoder: finetune` alone",
     );
+}
+
+/// What a method cannot do without is asked for when the plan is made, before anything runs.
+#[test]
+fn what_a_method_needs_is_known_to_the_plan() {
+    let refused = |edits: &[(&str, &str)], said: &str| {
+        let space = fresh();
+        for (from, to) in edits {
+            space.edit("siteline.yaml", from, to);
+        }
+        let plan = space.run(&["plan"]);
+        assert_eq!(plan.code, 2, "{}", plan.stdout);
+        assert!(plan.stderr.contains(said) && plan.stderr.contains("siteline.yaml:"), "{}", plan.stderr);
+    };
+    let only = |method: &str| format!("method: [{method}, mcdrl]");
+    let both = "method: [erm, mcdrl]";
+    refused(
+        &[(both, &only("unet"))],
+        "`train[method=unet,backbone=tiny,held_out=A,seed=0]`: unet is trained on `samples`",
+    );
+    refused(&[(both, &only("fourier"))], "fourier is trained on `samples` and `encoder`");
+    refused(&[(both, &only("coop"))], "coop needs a `dictionary`, a stage of the kind `confounder-dictionary`");
+    let one = ("where: site != held_out}", "where: site == B}");
+    refused(
+        &[(both, &only("dann")), one],
+        "dann is trained on `features`, or on `samples` and `encoder` of 2 sites or more",
+    );
+    let pixels = ("      features: {stage: features, where: site == held_out}\n", "");
+    refused(&[(both, &only("mixstyle-feature")), pixels], "models of mixstyle-feature are scored on `features`");
 }
 
 /// Features that were taken in another way than those of the training are no features for its model.

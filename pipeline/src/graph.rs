@@ -75,6 +75,8 @@ impl Graph {
         builder.give_up()?;
         builder.joins();
         builder.give_up()?;
+        builder.check_required();
+        builder.give_up()?;
         let order = in_order(&builder.dag);
         Ok(Self { dag: builder.dag, reads: builder.reads, order })
     }

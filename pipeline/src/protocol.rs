@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use siteline_cache::Digest;
 
 /// Version of the messages. History: 1, the first; 2, folders for memos and for resuming, resources that are not slots.
@@ -153,12 +153,35 @@ pub struct StageKind {
     pub inputs: Vec<InputSpec>,
     /// What it reads from outside the store.
     pub sources: Vec<SourceSpec>,
+    /// What else instances with certain parameters need, checked when the plan is made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requires: Vec<Requirement>,
     /// Files that it writes; one ending in `/` is a folder.
     pub outputs: Vec<OutputSpec>,
     /// Defaults for the stage's `resources`.
     pub resources: Resources,
     /// What its code is.
     pub code: CodeFingerprint,
+}
+
+/// Inputs that are optional for a kind and that instances with certain parameters cannot do without.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Requirement {
+    /// Parameters and the values that they must all have for this to count.
+    pub when: Map<String, Value>,
+    /// Sets of inputs, each with the least number of artifacts: one set is enough.
+    pub any: Vec<Vec<InputCount>>,
+    /// What is needed, in words: `unet is trained on `samples``.
+    pub message: String,
+}
+
+/// So many artifacts of an input.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InputCount {
+    /// The name in `needs`.
+    pub input: String,
+    /// The least number.
+    pub least: usize,
 }
 
 /// An input of a kind.

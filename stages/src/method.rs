@@ -33,6 +33,9 @@ macro_rules! methods {
         }
 
         impl MethodName {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
             /// What the method has to be given.
             pub fn wants(self) -> Wants {
                 match self { $(Self::$variant => $module::WANTS,)+ }

@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use petgraph::graph::NodeIndex;
 use rayon::prelude::*;
+use serde_json::{Map, Value};
 
 use super::Gathered;
 use super::expand::{Builder, Members};
 use crate::diagnostic::Diagnostic;
 use crate::manifest::{Join, Stage};
 use crate::pattern::Condition;
+use crate::protocol::InputCount;
 
 /// More joins than fit into memory.
 const MOST_JOINS: usize = 20_000_000;
@@ -135,6 +137,42 @@ impl<'a> Builder<'a> {
             }
         }
         if problems.is_empty() { Ok(reads) } else { Err(problems) }
+    }
+
+    /// What instances lack that their parameters make them need; the first of each stage and requirement is named.
+    pub(super) fn check_required(&mut self) {
+        let mut problems = Vec::new();
+        for (name, _) in &self.loaded.manifest.stages {
+            let kind = &self.loaded.kinds[self.loaded.kind_of(name)];
+            for required in &kind.requires {
+                // Thousands of instances share a few sets of parameters.
+                let mut applies: HashMap<*const Map<String, Value>, bool> = HashMap::new();
+                let lacking = self.by_stage[name.as_str()].nodes.iter().find(|(node, _)| {
+                    let params = &self.dag[*node].params;
+                    let counts = applies
+                        .entry(Arc::as_ptr(params))
+                        .or_insert_with(|| required.when.iter().all(|(param, value)| params.get(param) == Some(value)));
+                    let reads = &self.reads[node.index()];
+                    let found = |count: &InputCount| {
+                        let of_input = reads.iter().filter(|read| *read.input == *count.input);
+                        of_input.map(|read| read.nodes.len()).sum::<usize>() >= count.least
+                    };
+                    *counts && !required.any.iter().any(|set| set.iter().all(found))
+                });
+                if let Some((node, _)) = lacking {
+                    let message = format!("`{}`: {}", self.dag[*node].name, required.message);
+                    let hint =
+                        "add them to the stage's `needs`; one that exists at some points only says so with `when`";
+                    let path: &[&str] = if self.loaded.manifest.stages[name].needs.is_empty() {
+                        &["stages", name]
+                    } else {
+                        &["stages", name, "needs"]
+                    };
+                    problems.push(self.diagnostic(path, message, Some(hint.into())));
+                }
+            }
+        }
+        self.found.append(&mut problems);
     }
 
     /// Adds what every member reads by one input. Returns how many artifacts each found, members without the need left out.

@@ -32,6 +32,7 @@ pub(super) fn kind(name: &str, stage: &Stage) -> StageKind {
     };
     let source = |which: &str| SourceSpec { name: which.to_owned(), from: SourceFrom::Stage(which.to_owned()) };
     StageKind {
+        requires: Vec::new(),
         name: kind_name(name),
         summary: "runs a command".to_owned(),
         params: json!({"type": "object"}),

@@ -57,6 +57,7 @@ pub fn kind() -> StageKind {
         params: schemars::schema_for!(Params),
         inputs: vec![input("samples", Role::Plain, &["samples.parquet", "pixels.parquet"])],
         sources: vec![SourceSpec { name: "weights".into(), from: SourceFrom::Backbone }],
+        requires: vec![],
         outputs: vec![output("features.parquet")],
     }
     .into()

@@ -26,6 +26,7 @@ pub fn kind() -> StageKind {
         params: schemars::schema_for!(Params),
         inputs: vec![],
         sources: vec![SourceSpec { name: "weights".into(), from: SourceFrom::Backbone }],
+        requires: vec![],
         outputs: vec![output("weights.safetensors"), output("clip.json")],
     }
     .into()

@@ -50,6 +50,7 @@ pub fn kind() -> StageKind {
             SourceSpec { name: "weights".into(), from: SourceFrom::Backbone },
             SourceSpec { name: "prompts".into(), from: SourceFrom::Param("prompts".into()) },
         ],
+        requires: vec![],
         outputs: vec![output("dictionary.safetensors"), output("prompts.json")],
     }
     .into()

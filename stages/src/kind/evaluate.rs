@@ -11,8 +11,9 @@ use std::path::Path;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Map;
 use siteline_datasets::decode;
-use siteline_pipeline::protocol::{Role, RunInput, StageKind};
+use siteline_pipeline::protocol::{InputCount, Requirement, Role, RunInput, StageKind};
 use tch::Device;
 
 use self::scores::Row;
@@ -65,9 +66,22 @@ pub fn kind() -> StageKind {
             input("encoder", Role::Plain, &["weights.safetensors", "clip.json"]).optional(),
         ],
         sources: vec![],
+        requires: MethodName::ALL.iter().map(|method| required(*method)).collect(),
         outputs: vec![output("scores.parquet"), output("overlays/")],
     }
     .into()
+}
+
+/// What a method's models are scored on.
+fn required(method: MethodName) -> Requirement {
+    let sets = method.wants().data.scored_inputs();
+    let of = |input: &&str| InputCount { input: (*input).to_owned(), least: 1 };
+    let words: Vec<String> = sets.iter().flat_map(|set| set.iter().map(|input| format!("`{input}`"))).collect();
+    Requirement {
+        when: Map::from_iter([("method".to_owned(), method.word().into())]),
+        any: sets.iter().map(|set| set.iter().map(of).collect()).collect(),
+        message: format!("models of {} are scored on {}", method.word(), words.join(" or ")),
+    }
 }
 
 /// Scores the model.

@@ -54,6 +54,7 @@ pub fn kind() -> StageKind {
         params: schemars::schema_for!(Params),
         inputs: vec![],
         sources: vec![SourceSpec { name: "raw".into(), from: SourceFrom::Site }],
+        requires: vec![],
         outputs: vec![
             output("samples.parquet"),
             output("pixels.parquet"),

@@ -99,6 +99,7 @@ pub fn kind() -> StageKind {
         params: schemars::schema_for!(Params),
         inputs: vec![],
         sources: vec![],
+        requires: vec![],
         outputs: ["clip.safetensors", "scores.json", "scores.md"]
             .map(|path| OutputSpec { path: path.into(), purpose: Purpose::Result })
             .into(),

@@ -44,6 +44,7 @@ pub fn kind() -> StageKind {
         params: schemars::schema_for!(Params),
         inputs: vec![],
         sources: vec![],
+        requires: vec![],
         outputs: vec![],
     }
     .into()

@@ -60,6 +60,7 @@ pub fn kind() -> StageKind {
             input("dictionary", Role::Plain, &["dictionary.safetensors", "prompts.json"]),
         ],
         sources: vec![],
+        requires: vec![],
         outputs: vec![output("features.parquet")],
     }
     .into()

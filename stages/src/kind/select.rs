@@ -46,6 +46,7 @@ pub fn kind() -> StageKind {
             scores("held_out_scores", Role::Oracle),
         ],
         sources: vec![],
+        requires: vec![],
         outputs: vec![
             output("model.safetensors"),
             output("config.json"),

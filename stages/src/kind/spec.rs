@@ -1,6 +1,8 @@
 //! What is the same in every kind's specification, said once.
 
-use siteline_pipeline::protocol::{InputSpec, OutputSpec, Purpose, Resources, Role, SourceSpec, StageKind};
+use siteline_pipeline::protocol::{
+    InputSpec, OutputSpec, Purpose, Requirement, Resources, Role, SourceSpec, StageKind,
+};
 
 use crate::fingerprint;
 
@@ -19,6 +21,8 @@ pub struct Spec {
     pub inputs: Vec<InputSpec>,
     /// What it reads from outside the store.
     pub sources: Vec<SourceSpec>,
+    /// What else instances with certain parameters need.
+    pub requires: Vec<Requirement>,
     /// What it writes.
     pub outputs: Vec<OutputSpec>,
 }
@@ -31,6 +35,7 @@ impl From<Spec> for StageKind {
             params: spec.params.to_value(),
             inputs: spec.inputs,
             sources: spec.sources,
+            requires: spec.requires,
             outputs: spec.outputs,
             resources: Resources { gpu: usize::from(WANTS_GPU.contains(&spec.name)), ..Resources::default() },
             code: fingerprint::of(spec.name),

@@ -19,6 +19,7 @@ pub fn kind() -> StageKind {
         params: schemars::schema_for!(Layout),
         inputs: vec![input("scores", Role::Plain, &["scores.parquet"]).gathered()],
         sources: vec![],
+        requires: vec![],
         outputs: vec![
             result("table.md", Purpose::Result),
             result("table.csv", Purpose::Result),

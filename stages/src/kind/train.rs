@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema};
-use siteline_pipeline::protocol::{Role, StageKind};
+use serde_json::Map;
+use siteline_pipeline::protocol::{InputCount, Requirement, Role, StageKind};
 use tch::Device;
 
 use super::backbone;
@@ -18,6 +19,8 @@ use super::spec::{Spec, input, output};
 use crate::dictionary::Dictionary;
 use crate::error::Result;
 use crate::frame;
+use crate::method::MethodName;
+use crate::method::contract::Wants;
 use crate::segmenter::Segmenter;
 use crate::trainer::params::Params;
 use crate::trainer::{self, EpochRow, Trained};
@@ -35,9 +38,34 @@ pub fn kind() -> StageKind {
             input("dictionary", Role::Plain, &["dictionary.safetensors", "prompts.json"]).optional(),
         ],
         sources: vec![],
+        requires: MethodName::ALL.iter().flat_map(|method| required(*method)).collect(),
         outputs: vec![output("model.safetensors"), output("config.json"), output("history.parquet")],
     }
     .into()
+}
+
+/// What a method has to be given.
+fn required(method: MethodName) -> Vec<Requirement> {
+    let Wants { data, dictionary, sites } = method.wants();
+    let word = method.word();
+    let of =
+        |input: &&str| InputCount { input: (*input).to_owned(), least: if *input == "encoder" { 1 } else { sites } };
+    let any: Vec<Vec<InputCount>> = data.inputs().iter().map(|set| set.iter().map(of).collect()).collect();
+    let sites = if sites > 1 { format!(" of {sites} sites or more") } else { String::new() };
+    let told = |sets: &[&[&str]]| {
+        let words =
+            sets.iter().map(|set| set.iter().map(|input| format!("`{input}`")).collect::<Vec<_>>().join(" and "));
+        words.collect::<Vec<_>>().join(", or on ")
+    };
+    let when = Map::from_iter([("method".to_owned(), word.into())]);
+    let message = format!("{word} is trained on {}{sites}", told(data.inputs()));
+    let mut all = vec![Requirement { when: when.clone(), any, message }];
+    if dictionary {
+        let any = vec![vec![InputCount { input: "dictionary".into(), least: 1 }]];
+        let message = format!("{word} needs a `dictionary`, a stage of the kind `confounder-dictionary`");
+        all.push(Requirement { when, any, message });
+    }
+    all
 }
 
 /// Trains.

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
-use super::contract::{At, Batch, Forward, Given, Method, Seen, Sentence, Wants};
+use super::contract::{At, Batch, Forward, Given, Method, Seen, Sentence, Takes, Wants};
 use crate::data::Content;
 use crate::error::{Result, StageError};
 use crate::loss;
@@ -102,7 +102,7 @@ impl Default for Params {
 }
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::PixelsForClip;
+pub const WANTS: Wants = Wants::of(Takes::PixelsForClip);
 
 /// The step's update that moves the maskers, behind the one that moves all else.
 const MASKS: usize = 1;

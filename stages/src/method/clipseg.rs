@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-use super::contract::{At, Batch, Forward, Given, Method, Wants};
+use super::contract::{At, Batch, Forward, Given, Method, Takes, Wants};
 use crate::data::Content;
 use crate::error::{Result, StageError};
 use crate::loss;
@@ -30,7 +30,7 @@ impl Default for Params {
 }
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::PixelsForClip;
+pub const WANTS: Wants = Wants::of(Takes::PixelsForClip).with_dictionary();
 
 /// Builds the decoder and takes in the frozen CLIP, for evaluation as well: the model's file does not hold it.
 ///

@@ -28,9 +28,9 @@ pub struct Sizes {
     pub sites: i64,
 }
 
-/// What a method has to be given.
+/// What of the training sites a method is trained on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wants {
+pub enum Takes {
     /// The shared encoder and head, on cached features or on pixels.
     Shared,
     /// The shared head, on cached features.
@@ -45,20 +45,57 @@ pub enum Wants {
     PixelsForClip,
 }
 
-impl Wants {
-    /// Whether the method uses the shared encoder and head.
-    pub fn shares(self) -> bool {
-        matches!(self, Self::Shared | Self::SharedOnFeatures | Self::SharedOnPixels)
+impl Takes {
+    /// The inputs of `train` that hold it: each entry is enough.
+    pub fn inputs(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::Shared => &[&["features"], &["samples", "encoder"]],
+            Self::SharedOnFeatures | Self::Features => &[&["features"]],
+            Self::SharedOnPixels | Self::PixelsForClip => &[&["samples", "encoder"]],
+            Self::Pixels => &[&["samples"]],
+        }
     }
 
-    /// The inputs of `train` that hold it.
-    pub fn words(self) -> &'static str {
+    /// The same of `evaluate`, beside the model. What trains on a frozen encoder's pixels is scored on cached features.
+    pub fn scored_inputs(self) -> &'static [&'static [&'static str]] {
         match self {
-            Self::Shared => "`features`, or `samples` and an `encoder`",
-            Self::SharedOnFeatures | Self::Features => "`features`",
-            Self::SharedOnPixels | Self::PixelsForClip => "`samples` and an `encoder`",
-            Self::Pixels => "`samples`",
+            Self::Shared | Self::SharedOnPixels => &[&["features"], &["samples"]],
+            Self::SharedOnFeatures | Self::Features => &[&["features"]],
+            Self::Pixels | Self::PixelsForClip => &[&["samples"]],
         }
+    }
+}
+
+/// What a method has to be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wants {
+    /// What it is trained on.
+    pub data: Takes,
+    /// Whether it cannot do without a dictionary.
+    pub dictionary: bool,
+    /// The fewest training sites that it has a meaning for.
+    pub sites: usize,
+}
+
+impl Wants {
+    /// Data of one site or more, and no dictionary.
+    pub const fn of(data: Takes) -> Self {
+        Self { data, dictionary: false, sites: 1 }
+    }
+
+    /// And a dictionary.
+    pub const fn with_dictionary(self) -> Self {
+        Self { dictionary: true, ..self }
+    }
+
+    /// Of two sites at least.
+    pub const fn of_two_sites(self) -> Self {
+        Self { sites: 2, ..self }
+    }
+
+    /// Whether the method uses the shared encoder and head.
+    pub fn shares(self) -> bool {
+        matches!(self.data, Takes::Shared | Takes::SharedOnFeatures | Takes::SharedOnPixels)
     }
 }
 

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-use super::contract::{At, Batch, Forward, Given, Method, Wants};
+use super::contract::{At, Batch, Forward, Given, Method, Takes, Wants};
 use crate::data::Content;
 use crate::error::{Result, StageError};
 use crate::model::clip::{TextTower, l2_normalise};
@@ -30,7 +30,7 @@ impl Default for Params {
 }
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::Features;
+pub const WANTS: Wants = Wants::of(Takes::Features).with_dictionary();
 
 /// Builds the context; while training also the frozen text tower.
 ///

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-use super::contract::{Given, Method, Penalty, Seen, Wants};
+use super::contract::{Given, Method, Penalty, Seen, Takes, Wants};
 use crate::error::Result;
 
 /// Parameters of CORAL.
@@ -24,7 +24,7 @@ impl Default for Params {
 }
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::Shared;
+pub const WANTS: Wants = Wants::of(Takes::Shared);
 
 /// There is nothing to build.
 ///

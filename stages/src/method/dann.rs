@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::nn::{self, Module};
 use tch::{Kind, Reduction, Tensor};
 
-use super::contract::{Given, Method, Penalty, Seen, Wants};
+use super::contract::{Given, Method, Penalty, Seen, Takes, Wants};
 use crate::error::Result;
 use crate::loss;
 
@@ -29,7 +29,7 @@ impl Default for Params {
 }
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::Shared;
+pub const WANTS: Wants = Wants::of(Takes::Shared).of_two_sites();
 
 /// Variables of the discriminator begin with this.
 const DISCRIMINATOR: &str = "method.discriminator.";

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-use super::contract::{Augment, Batch, Given, Method, Penalty, Seen, Wants};
+use super::contract::{Augment, Batch, Given, Method, Penalty, Seen, Takes, Wants};
 use super::mixstyle::of_other_sites;
 use crate::data::Content;
 use crate::error::Result;
@@ -58,7 +58,7 @@ impl Default for Params {
 }
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::SharedOnPixels;
+pub const WANTS: Wants = Wants::of(Takes::SharedOnPixels);
 
 /// There is nothing to build.
 ///

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-use super::contract::{Encoded, Given, Method, Penalty, Represented, Seen, Sizes, Wants};
+use super::contract::{Encoded, Given, Method, Penalty, Represented, Seen, Sizes, Takes, Wants};
 use crate::dictionary::Dictionary;
 use crate::error::{Result, StageError};
 use crate::loss;
@@ -78,7 +78,7 @@ impl Default for Params {
 }
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::Shared;
+pub const WANTS: Wants = Wants::of(Takes::Shared).with_dictionary();
 
 /// Builds the intervention network and takes in the dictionary.
 ///

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor, nn};
 
-use super::contract::{Augment, Batch, Given, Method, Wants};
+use super::contract::{Augment, Batch, Given, Method, Takes, Wants};
 use crate::error::{Result, StageError};
 use crate::model::style::Mix;
 
@@ -44,7 +44,7 @@ impl Default for Params {
 }
 
 /// What it has to be given: styles are mixed behind early layers, which cached features are past.
-pub const WANTS: Wants = Wants::SharedOnPixels;
+pub const WANTS: Wants = Wants::of(Takes::SharedOnPixels);
 
 /// There is nothing to build.
 ///

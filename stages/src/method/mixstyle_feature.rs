@@ -4,7 +4,7 @@
 use rand_chacha::ChaCha8Rng;
 use tch::nn;
 
-use super::contract::{Augment, Batch, Given, Method, Wants};
+use super::contract::{Augment, Batch, Given, Method, Takes, Wants};
 use super::mixstyle;
 use crate::data::Content;
 use crate::error::Result;
@@ -13,7 +13,7 @@ use crate::error::Result;
 pub type Params = mixstyle::Params;
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::SharedOnFeatures;
+pub const WANTS: Wants = Wants::of(Takes::SharedOnFeatures);
 
 /// There is nothing to build.
 ///

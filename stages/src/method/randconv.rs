@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
-use super::contract::{Augment, Batch, Given, Method, Penalty, Seen, Wants};
+use super::contract::{Augment, Batch, Given, Method, Penalty, Seen, Takes, Wants};
 use crate::data::Content;
 use crate::error::Result;
 use crate::loss;
@@ -32,7 +32,7 @@ impl Default for Params {
 }
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::SharedOnPixels;
+pub const WANTS: Wants = Wants::of(Takes::SharedOnPixels);
 
 /// Draws of each image whose predictions are held to agree.
 const DRAWS: i64 = 3;

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
 
-use super::contract::{Given, Method, Wants};
+use super::contract::{Given, Method, Takes, Wants};
 use crate::error::Result;
 
 /// Parameters of SAM.
@@ -23,7 +23,7 @@ impl Default for Params {
 }
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::Shared;
+pub const WANTS: Wants = Wants::of(Takes::Shared);
 
 /// There is nothing to build.
 ///

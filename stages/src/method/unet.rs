@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
-use super::contract::{At, Batch, Forward, Given, Method, Seen, Wants};
+use super::contract::{At, Batch, Forward, Given, Method, Seen, Takes, Wants};
 use crate::data::Content;
 use crate::error::{Result, StageError};
 use crate::loss;
@@ -27,7 +27,7 @@ impl Default for Params {
 }
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::Pixels;
+pub const WANTS: Wants = Wants::of(Takes::Pixels);
 
 /// Builds the network.
 ///

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, nn};
 
-use super::contract::{Given, Method, Penalty, Seen, Wants};
+use super::contract::{Given, Method, Penalty, Seen, Takes, Wants};
 use crate::error::Result;
 
 /// Parameters of V-REx.
@@ -25,7 +25,7 @@ impl Default for Params {
 }
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::Shared;
+pub const WANTS: Wants = Wants::of(Takes::Shared);
 
 /// There is nothing to build.
 ///

@@ -7,7 +7,7 @@ use crate::data::{Content, Origin, SiteData};
 use crate::dictionary::Dictionary;
 use crate::error::{Result, StageError};
 use crate::kind::context::Ctx;
-use crate::method::contract::{Sizes, Wants};
+use crate::method::contract::{Sizes, Takes};
 use crate::model::clip::weights::ClipWeights;
 use crate::precision::Precision;
 use crate::segmenter::{Reads, Segmenter, SegmenterConfig, frozen};
@@ -23,21 +23,18 @@ fn refused<T>(message: impl Into<String>) -> Result<T> {
 /// # Errors
 /// An input that the method cannot do without; sites that do not fit each other.
 pub fn read_sites(ctx: &Ctx, params: &Params, weights: Option<&ClipWeights>) -> Result<Vec<SiteData>> {
-    let wants = params.method.wants();
-    let name = match wants {
-        Wants::Shared if ctx.inputs("features").next().is_some() => "features",
-        Wants::SharedOnFeatures | Wants::Features => "features",
-        Wants::Shared | Wants::SharedOnPixels | Wants::Pixels | Wants::PixelsForClip => "samples",
+    let takes = params.method.wants().data;
+    let name = match takes {
+        Takes::Shared if ctx.inputs("features").next().is_some() => "features",
+        Takes::SharedOnFeatures | Takes::Features => "features",
+        Takes::Shared | Takes::SharedOnPixels | Takes::Pixels | Takes::PixelsForClip => "samples",
     };
     let word = params.method.word();
-    if ctx.inputs(name).next().is_none() {
-        return refused(format!("{word} is trained on {}: name them in the stage's `needs`", wants.words()));
-    }
-    if params.encoder == EncoderMode::Finetune && !matches!(wants, Wants::Shared | Wants::SharedOnPixels) {
+    if params.encoder == EncoderMode::Finetune && !matches!(takes, Takes::Shared | Takes::SharedOnPixels) {
         return refused(format!("{word} has no encoder that could be fine-tuned: leave `encoder: finetune` out"));
     }
     // CLIP sees images at its own size; other networks at the working size.
-    let side = weights.filter(|_| wants != Wants::Pixels).map(|weights| weights.config.image_size);
+    let side = weights.filter(|_| takes != Takes::Pixels).map(|weights| weights.config.image_size);
     let sites = ctx.inputs(name).map(|input| {
         let site = input.point.get("site").map_or("all", String::as_str);
         if name == "features" {
@@ -144,7 +141,7 @@ impl Chosen {
                 // The encoder stays what it was: cached features serve as well later, and nothing of it need be kept.
                 Ok(Self { encoder: None, frozen: Some(frozen(weights, &config, device)?), d, reads: Reads::Features })
             }
-            Content::Activations { .. } if !finetune || params.method.wants() != Wants::Shared => refused(
+            Content::Activations { .. } if !finetune || params.method.wants().data != Takes::Shared => refused(
                 "the features are activations in front of an encoder's last blocks: train a method that shares the encoder with `encoder: finetune`",
             ),
             Content::Activations { blocks, .. } => {
