@@ -90,19 +90,23 @@ impl AdamW {
         tch::no_grad(|| {
             let scale = self.clip_factor(clip_norm, factor);
             for variable in &mut self.variables {
-                let gradient = variable.value.grad();
+                let mut gradient = variable.value.grad();
                 let lr = lr * factor(&variable.name);
                 if !gradient.defined() || factor(&variable.name) == 0.0 {
                     continue;
                 }
                 variable.steps += 1;
                 let (bias1, bias2) = (1.0 - BETAS.0.powi(variable.steps), 1.0 - BETAS.1.powi(variable.steps));
-                let gradient = scale.as_ref().map_or_else(|| gradient.shallow_clone(), |scale| &gradient * scale);
-                variable.first = &variable.first * BETAS.0 + &gradient * (1.0 - BETAS.0);
-                variable.second = &variable.second * BETAS.1 + gradient.square() * (1.0 - BETAS.1);
-                let denominator = variable.second.sqrt() / bias2.sqrt() + EPS;
+                // In place wherever it can be: what a step costs here is the memory that it goes through.
+                if let Some(scale) = &scale {
+                    let _ = gradient.g_mul_(scale);
+                }
+                let _ = variable.first.g_mul_scalar_(BETAS.0).g_add_(&(&gradient * (1.0 - BETAS.0)));
+                let squares = gradient.square_().g_mul_scalar_(1.0 - BETAS.1);
+                let _ = variable.second.g_mul_scalar_(BETAS.1).g_add_(&squares);
+                let denominator = variable.second.sqrt().g_div_scalar_(bias2.sqrt()).g_add_scalar_(EPS);
                 let _ = variable.value.g_mul_scalar_(1.0 - lr * self.weight_decay);
-                let change = &variable.first / denominator * (lr / bias1);
+                let change = (&variable.first / denominator).g_mul_scalar_(lr / bias1);
                 let _ = variable.value.g_sub_(&change);
             }
         });

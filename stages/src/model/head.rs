@@ -41,7 +41,8 @@ impl Head {
         for (conv, norm) in &self.blocks {
             let size = x.size();
             let larger = x.upsample_bilinear2d([size[2] * 2, size[3] * 2], false, None, None);
-            x = norm.forward(&conv.forward(&larger)).relu();
+            // Group norm keeps its input, not what it gave: that may be changed in place.
+            x = norm.forward(&conv.forward(&larger)).relu_();
         }
         self.classify.forward(&x).upsample_bilinear2d([self.side, self.side], false, None, None)
     }

@@ -1,0 +1,268 @@
+"""The methods' training steps in PyTorch, as one would write them: modules, a DataLoader, the fused AdamW.
+
+    reference.py METHOD EPOCHS      prints the seconds of one step, of the best epoch
+"""
+
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+SITES, D, N, SIDE, M, K, WIDTH = 4, 512, 196, 224, 12, 3, 256
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def unit(x):
+    return F.normalize(x, dim=-1)
+
+
+class Batches(Dataset):
+    """One item is one batch: as many images of each site, gathered by index."""
+
+    def __init__(self, tensors, images, batch):
+        self.tensors, self.images, self.per_site = tensors, images, batch // SITES
+        self.shuffle()
+
+    def shuffle(self):
+        self.order = torch.stack([torch.randperm(self.images) + s * self.images for s in range(SITES)])
+
+    def __len__(self):
+        return self.images // self.per_site
+
+    def __getitem__(self, step):
+        rows = self.order[:, step * self.per_site:(step + 1) * self.per_site].reshape(-1)
+        return [tensor[rows] for tensor in self.tensors]
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        block = lambda: nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.GroupNorm(32, WIDTH),
+            nn.ReLU(inplace=True))
+        self.layers = nn.Sequential(
+            nn.Conv2d(D, WIDTH, 1), block(), block(), nn.Conv2d(WIDTH, 2, 1), nn.Upsample(size=(SIDE, SIDE), mode="bilinear"))
+
+    def forward(self, x):
+        g = int(x.shape[1] ** 0.5)
+        return self.layers(x.transpose(1, 2).reshape(-1, D, g, g))
+
+
+class Adapter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(D, D // 4), nn.ReLU(inplace=True), nn.Linear(D // 4, D))
+
+    def forward(self, x):
+        x = unit(x) * D**0.5
+        return x + self.layers(x)
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(D), nn.LayerNorm(D)
+        self.query, self.key, self.value, self.out = (nn.Linear(D, D) for _ in range(4))
+        self.ffn = nn.Sequential(nn.Linear(D, 4 * D), nn.GELU(), nn.Linear(4 * D, D))
+
+    def forward(self, x, z):
+        heads = lambda t: t.unflatten(-1, (-1, 64)).transpose(1, 2)
+        z = z.expand(len(x), -1, -1)
+        mixed = F.scaled_dot_product_attention(heads(self.query(self.ln_1(x))), heads(self.key(z)), heads(self.value(z)))
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        return x + self.ffn(self.ln_2(x))
+
+
+class Unet(nn.Module):
+    def __init__(self, width=16):
+        super().__init__()
+        c = [width << i for i in range(5)]
+        two = lambda i, o: nn.Sequential(
+            nn.Conv2d(i, o, 3, padding=1), nn.GroupNorm(8, o), nn.ReLU(inplace=True),
+            nn.Conv2d(o, o, 3, padding=1), nn.GroupNorm(8, o), nn.ReLU(inplace=True))
+        self.down = nn.ModuleList([two(3, c[0])] + [two(c[i - 1], c[i]) for i in range(1, 5)])
+        self.grow = nn.ModuleList([nn.ConvTranspose2d(c[i + 1], c[i], 2, 2) for i in range(4)])
+        self.up = nn.ModuleList([two(2 * c[i], c[i]) for i in range(4)])
+        self.last = nn.Conv2d(c[0], 1, 1)
+
+    def forward(self, pixels):
+        x = self.down[0](pixels.float() / 127.5 - 1)
+        skips = [x]
+        for down in self.down[1:]:
+            skips.append(down(F.max_pool2d(skips[-1], 2)))
+        x = skips.pop()
+        for i in (3, 2, 1, 0):
+            x = self.up[i](torch.cat([skips.pop(), self.grow[i](x)], 1))
+        return self.last(x)
+
+
+class Texts(nn.Module):
+    """CoOp: sixteen learned words in front of four names, through ViT-B/16's text tower."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(512, 8, 2048, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.tower = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False).requires_grad_(False)
+        self.ln, self.projection = nn.LayerNorm(512).requires_grad_(False), torch.randn(512, D, device=DEVICE) * 0.04
+        self.context = nn.Parameter(torch.randn(16, 512) * 0.02)
+        self.words = torch.randn(4, 20, 512, device=DEVICE) * 0.02
+
+    def forward(self):
+        x = torch.cat([self.words[:, :1], self.context.expand(4, -1, -1), self.words[:, 17:]], 1)
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=DEVICE)
+        return unit(self.ln(self.tower(x, mask, is_causal=True))[:, -1] @ self.projection)
+
+
+class Model(nn.Module):
+    def __init__(self, method):
+        super().__init__()
+        self.method = method
+        if method == "unet":
+            self.unet = Unet()
+        elif method == "coop":
+            self.texts = Texts()
+        else:
+            self.adapter, self.head = Adapter(), Head()
+        if method == "mcdrl":
+            self.layers, self.gate = nn.ModuleList([Layer() for _ in range(3)]), nn.Parameter(torch.zeros(()))
+            z, classes, targets = unit(torch.randn(M, D)), unit(torch.randn(K, D)), torch.randn(K, D)
+            for name, value in (("z", z), ("classes", classes), ("targets", targets)):
+                self.register_buffer(name, value)
+        if method == "dann":
+            self.discriminator = nn.Sequential(
+                nn.Linear(D, 256), nn.ReLU(inplace=True), nn.Linear(256, 256), nn.ReLU(inplace=True), nn.Linear(256, SITES))
+        self.q = torch.full((SITES,), 1 / SITES, device=DEVICE)
+
+    def shared(self, dense):
+        features = self.adapter(dense)
+        return features, self.head(features)
+
+    def loss(self, batch):
+        pooled, dense, masks, labels = batch
+        method = self.method
+        if method == "unet":
+            logit = self.unet(dense)[:, 0]
+            p, truth = logit.sigmoid(), masks.float()
+            dice = 1 - (2 * (p * truth).sum((1, 2)) + 1e-5) / (p.sum((1, 2)) + truth.sum((1, 2)) + 1e-5)
+            return F.binary_cross_entropy_with_logits(logit, truth) + dice.mean()
+        if method == "coop":
+            maps = unit(dense) @ self.texts().T * 100
+            maps = torch.cat([maps[..., :1], maps[..., 1:].logsumexp(-1, keepdim=True)], -1)
+            g = int(dense.shape[1] ** 0.5)
+            maps = maps.transpose(1, 2).reshape(-1, 2, g, g)
+            return F.cross_entropy(F.interpolate(maps, size=(SIDE, SIDE), mode="bilinear"), masks)
+        if method == "mcdrl":
+            return self.mcdrl(self.adapter(pooled), self.adapter(dense), masks, labels)
+        if method == "mixstyle-feature" and torch.rand(()) < 0.5:
+            mean, std = dense.mean(1, keepdim=True), (dense.var(1, keepdim=True) + 1e-6).sqrt()
+            share = torch.distributions.Beta(0.1, 0.1).sample((len(dense), 1, 1)).to(DEVICE)
+            other = torch.randperm(len(dense), device=DEVICE)
+            normal = (dense - mean) / std
+            dense = normal * (share * std + (1 - share) * std[other]) + share * mean + (1 - share) * mean[other]
+        features, logits = self.shared(dense)
+        if method in ("erm", "sam", "mixstyle-feature"):
+            return F.cross_entropy(logits, masks)
+        if method == "dann":
+            return F.cross_entropy(logits, masks) - self.confusion(features)
+        if method == "coral":
+            groups = features.mean(1).chunk(SITES)
+            pairs = [((a.mean(0) - b.mean(0)) ** 2).mean() + ((a.T.cov() - b.T.cov()) ** 2).mean()
+                     for i, a in enumerate(groups) for b in groups[i + 1:]]
+            return F.cross_entropy(logits, masks) + torch.stack(pairs).mean()
+        losses = F.cross_entropy(logits, masks, reduction="none").mean((1, 2)).view(SITES, -1)
+        if method == "irm":
+            scale = torch.ones(SITES, 2, 1, 1, 1, 1, device=DEVICE, requires_grad=True)
+            per_site = len(logits) // SITES
+            halves = logits.view(SITES, per_site // 2, 2, 2, SIDE, SIDE).transpose(1, 2) * scale
+            truth = masks.view(SITES, per_site // 2, 2, SIDE, SIDE).transpose(1, 2)
+            each = F.cross_entropy(halves.flatten(0, 2), truth.flatten(0, 2), reduction="none")
+            sums = each.view(SITES, 2, -1).mean(-1).sum()
+            (slopes,) = torch.autograd.grad(sums, scale, create_graph=True)
+            return losses.mean() + slopes.view(SITES, 2).prod(1).mean()
+        losses = losses.mean(1)
+        if method == "groupdro":
+            with torch.no_grad():
+                self.q *= (0.01 * losses).exp()
+                self.q /= self.q.sum()
+            return (self.q * losses).sum()
+        return losses.mean() + ((losses - losses.mean()) ** 2).mean()
+
+    def confusion(self, features):
+        site = torch.arange(SITES, device=DEVICE).repeat_interleave(len(features) // SITES)
+        return F.cross_entropy(self.discriminator(features.mean(1)), site)
+
+    def mcdrl(self, image, features, masks, labels):
+        with torch.no_grad():
+            similarity = (unit(features) @ self.classes.T).amax(-1)
+            kept = similarity.sort(1, descending=True, stable=True)[1][:, :(features.shape[1] + 1) // 2]
+        index = kept[..., None].expand(-1, -1, D)
+        x = features.gather(1, index)
+        for layer in self.layers:
+            x = layer(x, self.z)
+        causal = ((unit(x.mean(1)) - unit(self.targets[labels])) ** 2).sum(-1).mean()
+        contrast = F.cross_entropy(unit(image) @ self.classes.T / 0.5, labels)
+        logits = self.head((features * self.gate).scatter(1, index, x.to(features.dtype)))
+        return F.cross_entropy(logits, masks) + 0.5 * causal + 0.1 * contrast
+
+
+def main():
+    method, epochs = sys.argv[1], int(sys.argv[2])
+    torch.manual_seed(0)
+    images, batch = (8, 4) if method == "unet" else (24, 16)
+    n = SITES * images
+    dense = torch.randint(256, (n, 3, SIDE, SIDE), dtype=torch.uint8) if method == "unet" else torch.randn(n, N, D)
+    tensors = [torch.randn(n, D), dense, (torch.randn(n, SIDE, SIDE) > 1).long(), torch.arange(n) % K]
+    data = Batches(tensors, images, batch)
+    loader = DataLoader(data, batch_size=None, shuffle=False, num_workers=0, pin_memory=DEVICE == "cuda")
+    model = Model(method).to(DEVICE)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    own = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("discriminator.")]
+    adam = lambda params: torch.optim.AdamW(params, lr=0.005, weight_decay=0.01, fused=True)
+    optimisers = [adam(own)]
+    if method == "dann":
+        optimisers.append(adam(model.discriminator.parameters()))
+
+    def forward(batch):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
+            return model.loss(batch)
+
+    def step(batch):
+        batch = [x.to(DEVICE, non_blocking=True) for x in batch]
+        loss = forward(batch)
+        loss.backward()
+        if method == "sam":
+            with torch.no_grad():
+                norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
+                moves = [p.grad * (0.05 / norm) for p in trained]
+                torch._foreach_add_(trained, moves)
+            model.zero_grad()
+            forward(batch).backward()
+            with torch.no_grad():
+                torch._foreach_sub_(trained, moves)
+        torch.nn.utils.clip_grad_norm_(own, 1.0)
+        optimisers[0].step()
+        model.zero_grad()
+        if method == "dann":
+            features, _ = model.shared(batch[1])
+            model.confusion(features.detach()).backward()
+            torch.nn.utils.clip_grad_norm_(model.discriminator.parameters(), 1.0)
+            optimisers[1].step()
+            model.zero_grad()
+        # What is told of every step, as everywhere.
+        return loss.item()
+
+    times = []
+    for _ in range(epochs):
+        began = time.perf_counter()
+        data.shuffle()
+        for found in loader:
+            step(found)
+        times.append((time.perf_counter() - began) / len(data))
+    print(min(times[1:]))
+
+
+if __name__ == "__main__":
+    main()
