@@ -65,6 +65,9 @@ fn losses() {
     check("causal", &numbers(&[3, 5, 8], 0.2), &|x| loss::causal(x, &targets));
     let labels = Tensor::from_slice(&[0i64, 3, 1]);
     check("contrastive", &numbers(&[3, 8], 0.7), &|x| loss::contrastive(x, &classes, &labels, 0.5));
+    let (target, flat) = (numbers(&[3, 2, 6, 6], 1.4) * 3.0, numbers(&[6, 2, 4, 4], 0.8) * 3.0);
+    check("divergence", &logits, &|x| loss::divergence(x, &target, 2.0));
+    check("disagreement", &flat, &|x| loss::disagreement(&x.chunk(3, 0)));
     check("coral", &numbers(&[6, 5], 0.4), &|x| coral::alignment(&x.chunk(2, 0)).to_kind(Kind::Double));
 }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 use siteline_stages::checkpoint::{self, Tensors};
 use siteline_stages::loss;
 use siteline_stages::method::fourier;
+use siteline_stages::metric::Counts;
 use siteline_stages::metric::surface;
 use siteline_stages::model::clip::{Activation, ClipConfig};
 use siteline_stages::model::clipseg::Decoder;
@@ -95,13 +96,18 @@ fn styles_and_spectra_are_mixed_as_by_numpy() {
 }
 
 #[test]
-fn surface_distances_are_medpys_and_the_share_is_monais() {
+fn overlaps_and_surface_distances_are_medpys_and_the_share_is_monais() {
     let golden = golden();
     for case in 0..6i64 {
         let mask = |name: &str| -> Vec<bool> {
             let flat = golden[&format!("blob_{case}_{name}")].view(-1);
             Vec::<i64>::try_from(flat).unwrap().into_iter().map(|value| value > 0).collect()
         };
+        let overlap = Counts::of(&mask("predicted"), &mask("truth"));
+        for (place, value) in [overlap.dice(), overlap.iou()].into_iter().enumerate() {
+            let expected = golden["overlap"].double_value(&[case, place as i64]);
+            assert!((value - expected).abs() < 1e-6, "case {case}, {place}: {value}, not {expected}");
+        }
         let found = surface::compare(&mask("predicted"), &mask("truth"), 48, 2.0);
         for (place, value) in [found.hd95, found.assd, found.nsd].into_iter().enumerate() {
             let expected = golden["surface"].double_value(&[case, place as i64]);

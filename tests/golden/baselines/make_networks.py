@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import torch
 import torch.nn.functional as F
-from medpy.metric.binary import assd, hd95
+from medpy.metric.binary import assd, dc, hd95, jc
 from monai.losses import DiceLoss
-from monai.metrics import compute_surface_dice
+from monai.metrics import compute_dice, compute_iou, compute_surface_dice
 from monai.networks.nets.basic_unet import Down, TwoConv, UpCat
 from safetensors.torch import save_file
 
@@ -140,17 +140,20 @@ low[..., centre - half:centre + half + 1, centre - half:centre + half + 1] = np.
 fda = np.fft.ifft2(np.fft.ifftshift(low, (-2, -1)) * np.exp(1j * np.angle(fa))).real
 out["fda"] = torch.from_numpy(np.clip(fda, 0, 255)).float()
 
-# Surface distances of blobs: MedPy's HD95 and ASSD, MONAI's surface Dice at two pixels.
+# Blobs: Dice and IoU, on which MedPy and MONAI agree; MedPy's HD95 and ASSD, MONAI's surface Dice at two pixels.
 yy, xx = np.mgrid[0:48, 0:48]
-scores = []
+scores, overlaps = [], []
 for case in range(6):
     cx, cy, r, dx, dy, s = 24 + 40 * uniform(f"blob {case}", 6) / 4
     truth = ((xx - cx) ** 2 / 90 + (yy - cy) ** 2 / 60 < 1) | ((xx - 10) ** 2 + (yy - 12) ** 2 < 9 * (case % 2))
     predicted = ((xx - dx) ** 2 / 70 + (yy - dy) ** 2 / 80 < 1) | (xx < case)
     both = [torch.from_numpy(m[None, None].astype("float32")) for m in (predicted, truth)]
     nsd = compute_surface_dice(*both, class_thresholds=[2.0], include_background=True).item()
+    overlaps.append([dc(predicted, truth), jc(predicted, truth)])
+    assert np.allclose(overlaps[-1], [compute_dice(*both).item(), compute_iou(*both).item()])
     scores.append([hd95(predicted, truth), assd(predicted, truth), nsd])
     out[f"blob_{case}_predicted"], out[f"blob_{case}_truth"] = (torch.from_numpy(m.astype("int64")) for m in (predicted, truth))
     print(case, scores[-1])
+out["overlap"] = torch.tensor(overlaps, dtype=torch.float64)
 out["surface"] = torch.tensor(scores, dtype=torch.float64)
 save_file({k: v.detach().contiguous() for k, v in out.items()}, str(here / "networks.safetensors"))
