@@ -328,7 +328,7 @@ impl Training<'_> {
         sampler.take_up(&progress.orders);
         self.orders = progress.orders;
         if let (Some(valley), Some(state)) = (&mut self.valley, progress.valley) {
-            valley.take_up(state, &of("valley."));
+            valley.take_up(state, &of("valley."), self.model.store.device());
         }
         self.best = progress.best.map(|(score, epoch)| (score, epoch, of("best.")));
         self.rows = progress.rows;

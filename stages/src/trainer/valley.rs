@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Tensors;
 use crate::method::contract::ValleyRule;
@@ -22,7 +22,8 @@ impl Mean {
         self.count += count;
         let share = count / self.count;
         for (name, new) in weights {
-            let new = new.detach().to_kind(Kind::Double);
+            // In 32 bits, as a checkpoint keeps it: an interruption must not round.
+            let new = new.detach().to_kind(Kind::Float);
             let next = match self.weights.get(name) {
                 None => new.copy(),
                 Some(mean) => mean + (new - mean) * share,
@@ -168,11 +169,11 @@ impl Valley {
         (state, all)
     }
 
-    /// Takes up what [`Valley::state`] gave.
-    pub fn take_up(&mut self, state: ValleyState, tensors: &Tensors) {
+    /// Takes up what [`Valley::state`] gave, on the device of the model.
+    pub fn take_up(&mut self, state: ValleyState, tensors: &Tensors, device: Device) {
         let mean = |prefix: String, count: f64| {
             let named = |(name, t): (&String, &Tensor)| {
-                Some((name.strip_prefix(&prefix)?.strip_prefix('.')?.to_owned(), t.to_kind(Kind::Double)))
+                Some((name.strip_prefix(&prefix)?.strip_prefix('.')?.to_owned(), t.to_device(device)))
             };
             Mean { count, weights: tensors.iter().filter_map(named).collect() }
         };
@@ -200,7 +201,7 @@ mod tests {
                 let (state, tensors) = valley.state();
                 let text = serde_json::to_string(&state).unwrap();
                 valley = Valley::new(rule);
-                valley.take_up(serde_json::from_str(&text).unwrap(), &tensors);
+                valley.take_up(serde_json::from_str(&text).unwrap(), &tensors, Device::Cpu);
             }
             valley.step(&weights(place as f64));
             valley.validated(*loss);
