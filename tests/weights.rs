@@ -129,6 +129,18 @@ fn weights_are_fetched_pinned_and_traced() {
     assert_eq!(refused.code, 1);
     assert!(refused.stderr.contains("what came is not what it should be: its SHA-256 is"), "{}", refused.stderr);
     assert!(!space.path("weights/ViT-B-16.safetensors").exists());
+    // A name stands for one source, a pin that cannot be read for none, and a file without one is left alone.
+    let other = hub.siteline(&space, &["weights", "fetch", "timm/other", "--as", "ViT-B-16"]);
+    assert!(other.code == 1 && other.stderr.contains("is pinned to another source"), "{}", other.stderr);
+    let record = space.read("weights/ViT-B-16.safetensors.origin.json");
+    space.write("weights/ViT-B-16.safetensors.origin.json", "<<<<<<<");
+    let damaged = hub.siteline(&space, &["weights", "fetch", "ViT-B-16"]);
+    assert!(damaged.code == 1 && damaged.stderr.contains("cannot be read"), "{}", damaged.stderr);
+    space.write("weights/ViT-B-16.safetensors.origin.json", record);
+    space.write("weights/RN50.safetensors", "mine");
+    let mine = hub.siteline(&space, &["weights", "fetch", "RN50"]);
+    assert!(mine.code == 1 && mine.stderr.contains("nothing says where it came from"), "{}", mine.stderr);
+    assert_eq!(space.read("weights/RN50.safetensors"), "mine");
     // Numbers that were made with it say where it came from.
     *hub.content.lock().unwrap() = phantom_clip();
     assert_eq!(hub.siteline(&space, &["weights", "fetch", "ViT-B-16"]).code, 0);

@@ -130,7 +130,7 @@ impl Lineage {
                     label: s.label.clone(),
                     path: s.path.display().to_string(),
                     digest: s.digest,
-                    origin: Origin::beside(&s.path).filter(|origin| origin.digest == s.digest),
+                    origin: Origin::beside(&s.path).ok().flatten().filter(|origin| origin.digest == s.digest),
                 })
                 .collect(),
             inputs,

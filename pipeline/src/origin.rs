@@ -50,9 +50,16 @@ impl Origin {
         weights.with_file_name(name)
     }
 
-    /// The record beside a file, if there is one that can be read.
-    pub fn beside(weights: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(Self::path_of(weights)).ok()?).ok()
+    /// The record beside a file; none without one.
+    ///
+    /// # Errors
+    /// A record that cannot be read, in words.
+    pub fn beside(weights: &Path) -> Result<Option<Self>, String> {
+        match std::fs::read(Self::path_of(weights)) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| e.to_string()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e.to_string()),
+        }
     }
 
     /// In words.

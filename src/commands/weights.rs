@@ -3,6 +3,7 @@
 mod hub;
 
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -102,35 +103,73 @@ impl Weights {
 impl Fetch {
     fn run(self, common: &Common) -> Outcome {
         let wanted = Wanted::of(&self.name, self.file.as_deref())?;
-        let name = checked_name(self.name_here.unwrap_or_else(|| wanted.name.clone()))?;
-        let shelf = Shelf::open(common, self.into)?;
+        let name = checked_name(self.name_here.clone().unwrap_or_else(|| wanted.name.clone()))?;
+        let shelf = Shelf::open(common, self.into.clone())?;
         let target = shelf.folder.join(format!("{name}.safetensors"));
-        let pinned = Origin::beside(&target);
-        if let (true, Some(pinned)) = (target.exists(), &pinned) {
-            return shelf.is_there(&target, pinned);
+        let pinned = pin_of(&target)?;
+        if let Some(pinned) = &pinned {
+            self.same_source(&wanted, pinned, &target)?;
         }
-        let pinned = pinned.filter(|_| self.revision.is_none());
+        if target.exists() {
+            return match &pinned {
+                Some(pinned) => is_there(&target, pinned),
+                None => {
+                    let message = format!("{} is there, and nothing says where it came from", target.display());
+                    let hint =
+                        "name the new one with `--as NAME`; `siteline weights add` keeps what is there".to_owned();
+                    Err(CommandError::refused(message, hint))
+                }
+            };
+        }
         let pin = pinned.as_ref().and_then(|pinned| match &pinned.from {
             From::Hub { revision, .. } => Some(revision.clone()),
             From::File { .. } => None,
         });
-        let revision = self.revision.or(pin).unwrap_or_else(|| "main".to_owned());
-        let cache = shelf.folder.join(".fetching");
-        let fetched = hub::fetch(&wanted, &revision, &cache)?;
+        let revision = pin.or(self.revision).unwrap_or_else(|| "main".to_owned());
+        let fetched = hub::fetch(&wanted, &revision, &shelf.folder.join(".fetching"))?;
+        let part = fetched.part;
         let from = From::Hub { repository: wanted.repository, revision: fetched.revision, file: wanted.file };
-        let origin = origin_of(&fetched.path, from)?;
+        let origin = origin_of(&part.path, from)?;
         let expected = [fetched.sha256.as_deref(), pinned.as_ref().map(|pinned| pinned.sha256.as_str())];
-        for expected in expected.into_iter().flatten().filter(|expected| **expected != origin.sha256) {
-            let _ = std::fs::remove_dir_all(&cache);
-            return Err(CommandError::refused(
+        let about = match expected.into_iter().flatten().find(|expected| *expected != origin.sha256) {
+            Some(expected) => Err(CommandError::refused(
                 format!("what came is not what it should be: its SHA-256 is {}, not {expected}", origin.sha256),
                 "nothing was kept; fetch it again, or look at the server".to_owned(),
-            ));
+            )),
+            None => shelf.check(common, &part.path, &origin),
+        };
+        match about {
+            Err(error) => {
+                part.discard();
+                Err(error)
+            }
+            Ok(about) => {
+                // The record first: if that is all that gets done, the next fetch brings the same bytes.
+                shelf.record(&target, &origin)?;
+                part.persist(&target)?;
+                shelf.tell(&target, &origin, &about)
+            }
         }
-        let about = shelf.check(common, &fetched.path, &origin)?;
-        std::fs::rename(&fetched.path, &target).map_err(CommandError::file("write", &target))?;
-        let _ = std::fs::remove_dir_all(&cache);
-        shelf.keep(&target, &origin, &about)
+    }
+
+    /// A name stands for one source.
+    fn same_source(&self, wanted: &Wanted, pinned: &Origin, target: &Path) -> Result<(), CommandError> {
+        let same = match &pinned.from {
+            From::Hub { repository, revision, file } => {
+                *repository == wanted.repository
+                    && *file == wanted.file
+                    && self.revision.as_ref().is_none_or(|asked| revision.starts_with(asked.as_str()))
+            }
+            From::File { .. } => false,
+        };
+        if same {
+            return Ok(());
+        }
+        let record = Origin::path_of(target);
+        Err(CommandError::refused(
+            format!("{} is pinned to another source: {}", target.display(), pinned.words()),
+            format!("name the new one with `--as NAME`; or remove {} and the file", record.display()),
+        ))
     }
 }
 
@@ -143,22 +182,28 @@ impl Add {
         let shelf = Shelf::open(common, self.into)?;
         let ending = self.file.extension().map_or_else(|| "safetensors".into(), |ending| ending.to_string_lossy());
         let target = shelf.folder.join(format!("{name}.{ending}"));
-        let same = |target: &Path| Digest::of_file(target).is_ok_and(|(digest, _)| digest == origin.digest);
-        if target.exists() && !same(&target) {
-            let message = format!("{} is there and holds something else", target.display());
+        let holds = |target: &Path| Digest::of_file(target).is_ok_and(|(digest, _)| digest == origin.digest);
+        let pinned = pin_of(&target)?;
+        let other = pinned.as_ref().is_some_and(|pinned| pinned.digest != origin.digest);
+        if other || target.exists() && !holds(&target) {
+            let message = format!("{} is there, or pinned, as something else", target.display());
             return Err(CommandError::refused(message, "name the new one with `--as NAME`".to_owned()));
         }
         let about = shelf.check(common, &self.file, &origin)?;
+        // What is known of where it came from stays known.
+        let origin = pinned.unwrap_or(origin);
+        shelf.record(&target, &origin)?;
         if !target.exists() {
-            let scratch = NamedTempFile::new_in(&shelf.folder).map_err(CommandError::file("write", &shelf.folder))?;
+            let scratch = shelf.scratch()?;
             std::fs::copy(&self.file, scratch.path()).map_err(CommandError::file("copy", &self.file))?;
-            if !same(scratch.path()) {
+            if !Digest::of_file(scratch.path()).is_ok_and(|(digest, _)| digest == origin.digest) {
                 let message = format!("{} was changed while it was copied", self.file.display());
                 return Err(CommandError::refused(message, "add it again".to_owned()));
             }
+            readable(scratch.path())?;
             scratch.persist(&target).map_err(|e| CommandError::file("write", &target)(e.error))?;
         }
-        shelf.keep(&target, &origin, &about)
+        shelf.tell(&target, &origin, &about)
     }
 }
 
@@ -209,28 +254,20 @@ fn sha256_of(path: &Path) -> std::io::Result<String> {
 
 /// The folder of weights.
 struct Shelf {
+    root: PathBuf,
     folder: PathBuf,
 }
 
 impl Shelf {
     fn open(common: &Common, into: Option<PathBuf>) -> Result<Self, CommandError> {
-        let folder = into.map_or_else(|| project_folder(common).map(|root| root.join("weights")), Ok)?;
+        let root = project_folder(common)?;
+        let folder = into.unwrap_or_else(|| root.join("weights"));
         std::fs::create_dir_all(&folder).map_err(CommandError::file("create", &folder))?;
-        Ok(Self { folder })
+        Ok(Self { root, folder })
     }
 
-    /// A file that was fetched before: it must be what it was.
-    fn is_there(&self, target: &Path, pinned: &Origin) -> Outcome {
-        let (digest, _) = Digest::of_file(target).map_err(CommandError::file("read", target))?;
-        if digest != pinned.digest {
-            let record = Origin::path_of(target);
-            return Err(CommandError::refused(
-                format!("{} is not what was fetched: its content changed", target.display()),
-                format!("remove it and fetch it again; with {} it is no longer pinned", record.display()),
-            ));
-        }
-        println!("{} is there: {}", target.display(), pinned.words());
-        Ok(ExitCode::SUCCESS)
+    fn scratch(&self) -> Result<NamedTempFile, CommandError> {
+        NamedTempFile::new_in(&self.folder).map_err(CommandError::file("write", &self.folder))
     }
 
     /// Has the worker read the file as a CLIP. Returns its sizes.
@@ -263,13 +300,19 @@ impl Shelf {
         Ok(parsed["config"].clone())
     }
 
-    /// Writes the record, and says what to write into a manifest.
-    fn keep(&self, target: &Path, origin: &Origin, about: &Value) -> Outcome {
+    /// Writes the record.
+    fn record(&self, target: &Path, origin: &Origin) -> Result<(), CommandError> {
         let path = Origin::path_of(target);
         let text = serde_json::to_string_pretty(origin).expect("a record is JSON");
-        let scratch = NamedTempFile::new_in(&self.folder).map_err(CommandError::file("write", &self.folder))?;
+        let scratch = self.scratch()?;
         std::fs::write(scratch.path(), text + "\n").map_err(CommandError::file("write", &path))?;
+        readable(scratch.path())?;
         scratch.persist(&path).map_err(|e| CommandError::file("write", &path)(e.error))?;
+        Ok(())
+    }
+
+    /// Says what it is, and what to write into a manifest.
+    fn tell(&self, target: &Path, origin: &Origin, about: &Value) -> Outcome {
         let tower = match about["resnet"].as_array() {
             Some(blocks) => {
                 let blocks: Vec<String> = blocks.iter().map(Value::to_string).collect();
@@ -280,7 +323,58 @@ impl Shelf {
         println!("{}: {tower}, {} pixels, {} dimensions", target.display(), about["image_size"], about["embed_dim"]);
         println!("  {}", origin.words());
         let name = target.file_stem().unwrap_or_default().to_string_lossy();
-        println!("In a manifest: `backbones: {{{name}: {{weights: {}}}}}`", target.display());
+        let path = target.strip_prefix(&self.root).unwrap_or(target).to_string_lossy();
+        let is_openais = match &origin.from {
+            From::Hub { repository, .. } => hub::KNOWN.iter().any(|(_, known, _)| known == repository),
+            From::File { .. } => origin.known_as.is_some(),
+        };
+        if is_openais {
+            println!("In a manifest: `backbones: {{{}: {{weights: {}}}}}`", as_yaml(&name), as_yaml(&path));
+        } else {
+            println!(
+                "In a manifest: `backbones: {{{}: {{weights: {}, activation: ...}}}}`",
+                as_yaml(&name),
+                as_yaml(&path)
+            );
+            println!(
+                "  `activation` is what no file of weights says: `quick-gelu` for OpenAI's own, `gelu` for most others' trainings."
+            );
+        }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// A text as it can stand in a YAML flow mapping.
+fn as_yaml(text: &str) -> String {
+    let plain = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
+    if plain { text.to_owned() } else { json!(text).to_string() }
+}
+
+/// The record beside a file.
+fn pin_of(target: &Path) -> Result<Option<Origin>, CommandError> {
+    Origin::beside(target).map_err(|reason| {
+        let message = format!("{} cannot be read: {reason}", Origin::path_of(target).display());
+        CommandError::refused(message, "mend it, or remove it: then nothing is pinned".to_owned())
+    })
+}
+
+/// A file that was fetched before: it must be what it was.
+fn is_there(target: &Path, pinned: &Origin) -> Outcome {
+    let (digest, _) = Digest::of_file(target).map_err(CommandError::file("read", target))?;
+    if digest != pinned.digest {
+        let record = Origin::path_of(target);
+        return Err(CommandError::refused(
+            format!("{} is not what was fetched: its content changed", target.display()),
+            format!("remove it and fetch it again; remove {} as well to drop the pin", record.display()),
+        ));
+    }
+    println!("{} is there: {}", target.display(), pinned.words());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A file that was made privately becomes everybody's to read, as others are.
+fn readable(path: &Path) -> Result<(), CommandError> {
+    let mode = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(path, mode).map_err(CommandError::file("write", path))
 }

@@ -14,7 +14,7 @@ use siteline_stages::method::{MethodName, MethodParams};
 use siteline_stages::model::clip::weights::ClipWeights;
 use siteline_stages::model::clip::{Activation, Clip, ClipConfig, Tokenizer};
 use siteline_stages::model::transformer::l2_normalise;
-use siteline_stages::precision::Precision;
+use siteline_stages::precision::TrainingPrecision;
 use siteline_stages::resume::Checkpoints;
 use siteline_stages::segmenter::{Reads, Segmenter, SegmenterConfig};
 use siteline_stages::shared::SharedConfig;
@@ -51,7 +51,7 @@ fn main() {
         method,
         epochs,
         batch: work.batch as usize,
-        precision: if device.is_cuda() { Precision::Bf16 } else { Precision::Fp32 },
+        precision: if device.is_cuda() { TrainingPrecision::Bf16 } else { TrainingPrecision::Fp32 },
         kept_epoch: KeptEpoch::Last,
         methods: methods.clone(),
         ..Params::default()
@@ -76,7 +76,8 @@ fn main() {
         class_prompts: vec![],
         origin: None,
         epoch: 0,
-        averaged: false,
+        averaged: None,
+        validation_dice: None,
         kept_epoch: KeptEpoch::Last,
         selection: None,
     };

@@ -1,5 +1,7 @@
 //! Arithmetic in 16 bits: for encoders whose weights are cast, and for training in mixed precision.
 
+use std::cell::Cell;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
@@ -17,6 +19,17 @@ pub enum Precision {
     Bf16,
     /// 16 bits with a longer fraction and a shorter exponent.
     Fp16,
+}
+
+/// Floats of training: fp16 would need its losses scaled, and is none of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainingPrecision {
+    /// 32 bits.
+    #[default]
+    Fp32,
+    /// Matrix products and convolutions in 16 bits with the exponent of 32; all else in 32.
+    Bf16,
 }
 
 impl Precision {
@@ -37,11 +50,16 @@ impl Precision {
 
 /// libtorch's switch of automatic mixed precision for one device. tch wraps only that of CUDA in fp16, so libtorch's own functions
 /// are looked up by their names in the library that is mapped already.
+#[derive(Clone, Copy)]
 pub struct Autocast {
     enable: unsafe extern "C" fn(i8, bool),
     set_kind: unsafe extern "C" fn(i8, i8),
     clear: unsafe extern "C" fn(),
     device: i8,
+}
+
+thread_local! {
+    static AT_WORK: Cell<Option<Autocast>> = const { Cell::new(None) };
 }
 
 /// c10::DeviceType and c10::ScalarType::BFloat16.
@@ -50,18 +68,13 @@ const CUDA: i8 = 1;
 const BFLOAT16: i8 = 15;
 
 impl Autocast {
-    /// Mixed precision in bf16 on `device`; none for 32 bits. fp16 would need its losses scaled, and is refused.
+    /// Mixed precision in bf16 on `device`; none for 32 bits.
     ///
     /// # Errors
-    /// fp16; a libtorch without the functions.
-    pub fn new(precision: Precision, device: Device) -> Result<Option<Self>> {
-        match precision {
-            Precision::Fp32 => return Ok(None),
-            Precision::Fp16 => {
-                let message = "training in fp16 loses small gradients: use `precision: bf16`";
-                return Err(StageError::Request(message.into()));
-            }
-            Precision::Bf16 => {}
+    /// A libtorch without the functions.
+    pub fn new(precision: TrainingPrecision, device: Device) -> Result<Option<Self>> {
+        if precision == TrainingPrecision::Fp32 {
+            return Ok(None);
         }
         let library = libloading::os::unix::Library::this();
         let device = if device.is_cuda() { CUDA } else { CPU };
@@ -91,11 +104,24 @@ impl Autocast {
             (self.set_kind)(self.device, BFLOAT16);
             (self.enable)(self.device, true);
         }
+        let outer = AT_WORK.replace(Some(*self));
         let result = something();
+        AT_WORK.set(outer);
         unsafe {
             (self.enable)(self.device, false);
             (self.clear)();
         }
+        result
+    }
+
+    /// Does something in the precision that its tensors have, within [`Autocast::during`] or outside it.
+    #[expect(unsafe_code, reason = "functions of libtorch that tch does not wrap")]
+    pub fn paused<T>(something: impl FnOnce() -> T) -> T {
+        let Some(at_work) = AT_WORK.get() else { return something() };
+        // SAFETY: as in `during`.
+        unsafe { (at_work.enable)(at_work.device, false) };
+        let result = something();
+        unsafe { (at_work.enable)(at_work.device, true) };
         result
     }
 }
@@ -109,9 +135,9 @@ mod tests {
     #[test]
     fn products_are_in_16_bits_while_it_is_on_and_not_after() {
         let x = Tensor::rand([8, 8], (Kind::Float, Device::Cpu));
-        let cast = Autocast::new(Precision::Bf16, Device::Cpu).unwrap().unwrap();
-        assert_eq!(cast.during(|| x.matmul(&x)).kind(), Kind::BFloat16);
+        let cast = Autocast::new(TrainingPrecision::Bf16, Device::Cpu).unwrap().unwrap();
+        let (mixed, paused) = cast.during(|| (x.matmul(&x), Autocast::paused(|| x.matmul(&x))));
+        assert_eq!((mixed.kind(), paused.kind()), (Kind::BFloat16, Kind::Float));
         assert_eq!(x.matmul(&x).kind(), Kind::Float);
-        assert!(Autocast::new(Precision::Fp16, Device::Cpu).is_err());
     }
 }

@@ -46,14 +46,27 @@ pub struct SegmenterConfig {
     pub origin: Option<Origin>,
     /// The epoch that the weights are of.
     pub epoch: usize,
-    /// Whether the weights are the mean over the valley of the validation loss, which ends by that epoch.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub averaged: bool,
+    /// Which steps the weights are the mean of, for methods that average them; the epoch is then the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub averaged: Option<Averaged>,
+    /// Of these weights: mean over the training sites of the mean Dice of their validation images.
+    #[serde(default)]
+    pub validation_dice: Option<f64>,
     /// How that epoch was chosen.
     pub kept_epoch: KeptEpoch,
     /// How the model was chosen among candidates, where it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selection: Option<Selected>,
+}
+
+/// Which steps' weights a model is the mean of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Averaged {
+    /// Those in the valley of the validation loss (SWAD).
+    Valley,
+    /// Those of the last epoch, as there was no valley.
+    LastEpoch,
 }
 
 /// What a model reads of each image.
@@ -82,8 +95,13 @@ pub struct Selected {
 impl SegmenterConfig {
     /// How the model was selected, in words for tables.
     pub fn selection_words(&self) -> String {
-        let valley = "the mean of the weights in the valley of the loss by training-domain validation";
-        let epoch = if self.averaged { valley } else { self.kept_epoch.words() };
+        let epoch = match self.averaged {
+            Some(Averaged::Valley) => "the mean of the weights in the valley of the loss by training-domain validation",
+            Some(Averaged::LastEpoch) => {
+                "the mean of the weights of the last epoch, as the loss by training-domain validation had no valley"
+            }
+            None => self.kept_epoch.words(),
+        };
         let Some(Selected { protocol, among, .. }) = &self.selection else { return epoch.to_owned() };
         let by = match protocol {
             Protocol::TrainingDomainValidation => "training-domain validation",

@@ -9,6 +9,7 @@ use crate::method::contract::{Batch, Encoded, Represented};
 use crate::model::clip::{ClipConfig, Dense, Tower, normalise};
 use crate::model::head::{Adapter, Head};
 use crate::model::transformer::l2_normalise;
+use crate::precision::Autocast;
 
 /// An image tower that is run during training, or its last blocks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +116,10 @@ impl Shared {
         let (pooled, dense) = match (&self.encoder, &self.frozen, &batch.content) {
             (_, _, Content::Features { pooled, dense }) => (pooled.shallow_clone(), dense.shallow_clone()),
             (Some(encoder), _, _) => encoder.forward(batch),
-            (None, Some(frozen), _) => tch::no_grad(|| frozen.encoder.forward(batch)),
+            (None, Some(frozen), _) => {
+                // What is frozen makes what `clip-features` makes, whatever precision the rest is trained in.
+                tch::no_grad(|| Autocast::paused(|| frozen.encoder.forward(batch)))
+            }
             (None, None, _) => unreachable!("whoever builds a model gives it what its data need"),
         };
         let adapter = self.parts.as_ref().and_then(|(_, adapter)| adapter.as_ref());

@@ -82,6 +82,14 @@ pub fn train(
     let samples = |site| Ok(Samples::new(site, Facts::of(model, site, params.seed)?));
     let samples = sites.iter().map(samples).collect::<Result<Vec<_>>>()?;
     let mut sampler = Sampler::new(params, sites)?;
+    let validates = sites.iter().any(|site| site.validates.contains(&true));
+    if model.method.valley().is_some() && !validates {
+        let word = model.config.method.word();
+        let message = format!(
+            "{word} averages weights by the loss on validation images, and there are none: raise `validation` of `ingest`"
+        );
+        return Err(StageError::Request(message));
+    }
     let steps = sampler.steps_per_epoch();
     let mut training = Training {
         optimiser: AdamW::new(&model.store, params.weight_decay),
@@ -164,7 +172,8 @@ impl Training<'_> {
                 teacher.follow(self.model, at + 1);
             }
             if let Some(valley) = &mut self.valley {
-                valley.step(&checkpoint::of_store(&self.model.store));
+                let trained = checkpoint::of_store(&self.model.store).into_iter().filter(|(_, t)| t.requires_grad());
+                valley.step(&trained.collect());
             }
             if step + 1 < steps {
                 self.checkpoint(epoch, step + 1, sums)?;
@@ -210,7 +219,10 @@ impl Training<'_> {
             None => forward(),
             Some(autocast) => autocast.during(forward).in_32_bits(),
         };
-        let teacher = self.teacher.as_ref().map(|teacher| teacher.logits(model, batch, at));
+        let teacher = self
+            .teacher
+            .as_ref()
+            .map(|teacher| teacher.logits(model, &|| during(&|| model.forward(batch, Some(at))).logits));
         let forward = during(&|| model.forward(batch, Some(at)));
         let labels = batch.labels.as_ref();
         let sites = self.sites.len() as i64;
@@ -235,14 +247,9 @@ impl Training<'_> {
     fn end_epoch(&mut self, epoch: usize, sums: &Sums) -> Result<EpochRow> {
         self.model.method.trained_until(epoch);
         let validation_dice = batch::validate(self.model, self.sites, &self.samples);
-        if let Some(valley) = &mut self.valley {
-            let loss = batch::validation_loss(self.model, self.sites, &self.samples).ok_or_else(|| {
-                let word = self.model.config.method.word();
-                let message = format!(
-                    "{word} averages weights by validation, and no image validates: raise `validation` of `ingest`"
-                );
-                StageError::Request(message)
-            })?;
+        if let Some(valley) = &mut self.valley
+            && let Some(loss) = batch::validation_loss(self.model, self.sites, &self.samples)
+        {
             valley.validated(loss);
         }
         let row = sums.row(epoch, self.steps, validation_dice);
@@ -261,16 +268,19 @@ impl Training<'_> {
         let (_, mut epoch, mut weights) =
             best.ok_or_else(|| StageError::Request("`epochs` must be at least 1".into()))?;
         let mean = valley.and_then(|valley| valley.mean(&weights));
-        let averaged = mean.is_some();
-        if let Some(mean) = mean {
-            (epoch, weights) = (rows.len(), mean);
+        let averaged = mean.as_ref().map(|(_, averaged)| *averaged);
+        if let Some((mean, _)) = mean {
+            // What is not trained is as it is now.
+            (epoch, weights) = (rows.len(), copy_of(model));
+            weights.extend(mean);
         }
         checkpoint::fill(&mut model.store, &weights, std::path::Path::new("the selected weights"))?;
         model.config.epoch = epoch;
         model.config.averaged = averaged;
         model.method.trained_until(epoch);
         let validation_dice =
-            if averaged { batch::validate(model, sites, &samples) } else { rows[epoch - 1].validation_dice };
+            if averaged.is_some() { batch::validate(model, sites, &samples) } else { rows[epoch - 1].validation_dice };
+        model.config.validation_dice = validation_dice;
         Ok(Trained { rows, epoch, validation_dice })
     }
 

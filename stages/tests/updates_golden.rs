@@ -1,6 +1,7 @@
-//! One update of each method on cached features, through the trainer itself, against autograd and AdamW in Python: numbers made by
-//! tests/golden/baselines/make_updates.py, weights and data by a formula. Tolerance: 1e-4 of the learning rate for all but one value in
-//! a thousand (AdamW's first step is the sign of a gradient, and a gradient may be nothing but rounding).
+//! Two updates of each method on cached features, through the trainer itself, against autograd and AdamW in Python: numbers made by
+//! tests/golden/baselines/make_updates.py, weights and data by a formula. The second update sees how long gradients are, of which
+//! AdamW's first shows only the sign. Tolerance: 1e-3 of the learning rate, for all but one value in a hundred of each variable (a gradient may
+//! be nothing but rounding, and its sign anything).
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
@@ -12,9 +13,8 @@ use std::path::Path;
 use siteline_stages::checkpoint::{self, Tensors};
 use siteline_stages::data::{Content, SiteData};
 use siteline_stages::dictionary::{Dictionary, Prompts};
-use siteline_stages::loss;
-use siteline_stages::method::contract::Sizes;
-use siteline_stages::method::{MethodName, MethodParams};
+use siteline_stages::method::contract::{At, Forward, Given, Seen, Sizes};
+use siteline_stages::method::{self, MethodName, MethodParams};
 use siteline_stages::model::clip::weights::ClipWeights;
 use siteline_stages::model::clip::{Activation, Clip, ClipConfig};
 use siteline_stages::model::transformer::l2_normalise;
@@ -23,7 +23,7 @@ use siteline_stages::sampler::Sampler;
 use siteline_stages::segmenter::{Reads, Segmenter, SegmenterConfig};
 use siteline_stages::shared::SharedConfig;
 use siteline_stages::trainer;
-use siteline_stages::trainer::params::{KeptEpoch, Params};
+use siteline_stages::trainer::params::{KeptEpoch, LrSchedule, Params};
 use tch::{Device, Kind, Tensor, nn};
 
 const SITES: i64 = 2;
@@ -94,11 +94,13 @@ fn sites(params: &Params) -> Vec<SiteData> {
     reordered.collect()
 }
 
-/// The variables behind one step.
+/// The variables behind two steps.
 fn updated(method: MethodName, methods: MethodParams, weights: Option<&ClipWeights>) -> Tensors {
     let params = Params {
         method,
-        epochs: 1,
+        // IRM's halves depend on the order of images, which the second epoch draws anew.
+        epochs: if method == MethodName::Irm { 1 } else { 2 },
+        lr_schedule: LrSchedule::Constant,
         batch: (SITES * IMAGES) as usize,
         lr: LR,
         head_width: 16,
@@ -126,7 +128,8 @@ fn updated(method: MethodName, methods: MethodParams, weights: Option<&ClipWeigh
         class_prompts: vec![],
         origin: None,
         epoch: 0,
-        averaged: false,
+        averaged: None,
+        validation_dice: None,
         kept_epoch: KeptEpoch::Last,
         selection: None,
     };
@@ -153,21 +156,24 @@ fn agree(method: &str, found: &Tensors) {
     let trained: Vec<&String> = found.iter().filter(|(_, value)| value.requires_grad()).map(|(name, _)| name).collect();
     assert_eq!(trained, expected.keys().collect::<Vec<_>>(), "{method}");
     let count = |of: Tensor| of.sum(Kind::Int64).int64_value(&[]);
-    let (mut moved, mut off, mut all) = (0, 0, 0);
     // What all keys have in common is nothing to a softmax over them: its gradient is rounding alone.
     for (name, value) in expected.iter().filter(|(name, _)| !name.ends_with("key.bias")) {
-        let before = formula::weight(&format!("updates.{name}"), &value.size());
-        moved += count((value - &before).abs().gt(0.1 * LR));
-        off += count((&found[name] - value).abs().gt(1e-4 * LR));
-        all += value.numel() as i64;
+        let off = count((&found[name] - value).abs().gt(1e-3 * LR));
+        let all = value.numel() as i64;
+        assert!(off * 100 <= all, "{method}: {off} of {all} values of `{name}` differ");
     }
+    let before = |(name, value): (&String, &Tensor)| {
+        let before = formula::weight(&format!("updates.{name}"), &value.size());
+        (count((value - before).abs().gt(0.1 * LR)), value.numel() as i64)
+    };
+    let (moved, all) = expected.iter().map(before).fold((0, 0), |sum, (moved, all)| (sum.0 + moved, sum.1 + all));
     assert!(moved * 2 > all, "{method}: the reference moved {moved} of {all} values");
-    assert!(off * 1000 <= all, "{method}: {off} of {all} values differ");
 }
 
 #[test]
-fn one_update_of_each_method_that_shares_the_head_is_the_references() {
-    let plain = MethodParams::default();
+fn two_updates_of_each_method_that_shares_the_head_are_the_references() {
+    let mut plain = MethodParams::default();
+    plain.groupdro.eta = 5.0;
     for (method, word) in [
         (MethodName::Erm, "erm"),
         (MethodName::GroupDro, "groupdro"),
@@ -184,7 +190,7 @@ fn one_update_of_each_method_that_shares_the_head_is_the_references() {
 }
 
 #[test]
-fn one_update_of_mcdrl_in_its_variants_is_the_references() {
+fn two_updates_of_mcdrl_in_its_variants_are_the_references() {
     for variant in ["residual", "attn_only", "subtract", "project_out"] {
         let mut params = MethodParams::default();
         params.mcdrl.after_epoch = 0;
@@ -195,7 +201,7 @@ fn one_update_of_mcdrl_in_its_variants_is_the_references() {
 }
 
 #[test]
-fn one_update_of_coop_through_its_text_tower_is_the_references() {
+fn two_updates_of_coop_through_its_text_tower_are_the_references() {
     let config = ClipConfig {
         embed_dim: D,
         image_size: 32,
@@ -233,9 +239,43 @@ fn consistencies_are_the_references() {
         let difference = (found - &golden[what]).abs().double_value(&[]);
         assert!(difference < 1e-5 * golden[what].double_value(&[]), "{what} differs by {difference}");
     };
-    let (own, taught) = (tensor("own", &[4, 2, 5, 5]) * 3.0, tensor("taught", &[4, 2, 5, 5]) * 3.0);
-    let (own, taught) = (own.chunk(2, 0), taught.chunk(2, 0));
-    let fact = loss::divergence(&own[1], &taught[0], 10.0) + loss::divergence(&own[0], &taught[1], 10.0);
-    close("fact_consistency", &fact);
-    close("randconv_consistency", &loss::disagreement(&(tensor("draws", &[6, 2, 5, 5]) * 3.0).chunk(3, 0)));
+    let store = nn::VarStore::new(Device::Cpu);
+    let mut params = MethodParams::default();
+    (params.fourier.teacher, params.randconv.consistency) = (0.9995, 10.0);
+    let build = |name: MethodName| {
+        let sizes = Sizes { d: 0, side: 5, confounders: 0, classes: 0, sites: 2 };
+        let given = Given {
+            sizes,
+            trains: true,
+            dictionary: None,
+            clip: None,
+            weights: None,
+            tokenizer: None,
+            class_prompts: &[],
+        };
+        method::build(name, &params, &store.root(), given).unwrap()
+    };
+    let of = |logits: Tensor| Forward { logits, other: None, inner: None };
+
+    let fourier = build(MethodName::Fourier);
+    assert_eq!(fourier.teacher(), Some(0.9995));
+    let (forward, teacher) = (of(tensor("own", &[4, 2, 5, 5]) * 3.0), tensor("taught", &[4, 2, 5, 5]) * 3.0);
+    let masks = Tensor::zeros([4, 5, 5], (Kind::Int64, Device::Cpu));
+    for (epoch, weight) in [(1, 2.0 * (-5.0f64).exp()), (6, 2.0), (50, 2.0)] {
+        let at = At { epoch, step: 0, update: 0 };
+        let seen = Seen { forward: &forward, masks: &masks, labels: None, sites: 2, at, teacher: Some(&teacher) };
+        let found = fourier.penalties(&seen).remove(0);
+        assert!((found.weight - weight).abs() < 1e-12, "epoch {epoch}: {}", found.weight);
+        close("fact_consistency", &found.value);
+    }
+
+    let randconv = build(MethodName::RandConv);
+    let forward = of(tensor("draws", &[6, 2, 5, 5]) * 3.0);
+    let masks = tensor("draw masks", &[2, 5, 5]).gt(0.0).to_kind(Kind::Int64).repeat([3, 1, 1]);
+    let at = At { epoch: 1, step: 0, update: 0 };
+    let seen = Seen { forward: &forward, masks: &masks, labels: None, sites: 2, at, teacher: None };
+    close("randconv_objective", &randconv.objective(&seen));
+    let found = randconv.penalties(&seen).remove(0);
+    assert_eq!(found.weight, 10.0);
+    close("randconv_consistency", &found.value);
 }

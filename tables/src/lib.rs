@@ -192,19 +192,26 @@ impl ResultsTable {
     /// What its numbers are, in words.
     fn words(&self) -> String {
         let over = self.over.join(" and ");
+        let each = if self.metrics.iter().any(|metric| metric.is_distance()) {
+            "Per-image values, distances in pixels and others in percent,"
+        } else {
+            "Per-image values in percent,"
+        };
         let values = match self.aggregate {
-            Aggregate::Image => "Per-image values in percent, averaged over the images of each run",
+            Aggregate::Image => format!("{each} averaged over the images of each run"),
             Aggregate::Patient => {
-                "Per-image values in percent, averaged over each patient's images, then over the patients of each run"
+                format!("{each} averaged over each patient's images, then over the patients of each run")
             }
-            Aggregate::Pooled => "Values in percent, from counts of pixels summed over the images of each run",
+            Aggregate::Pooled => {
+                "Values in percent, from counts of pixels summed over the images of each run".to_owned()
+            }
         };
         let mut text = format!(
             "{values}; mean ± sample standard deviation (ddof 1) over {over}; `{AVERAGE}` is the mean over the values of {}.",
             self.column_axis
         );
         if self.cells.iter().any(|cell| cell.left_out > 0) {
-            text.push_str(" [n]: so many images of all runs have no finite distance, one of the two masks being empty, and are left out.");
+            text.push_str(" [n]: so many images of all runs have no such value, as one of the two masks is empty, and are left out.");
         }
         if !self.selections.is_empty() {
             text.push_str(&format!(" Model selection: {}.", self.selections.join("; or ")));

@@ -71,6 +71,11 @@ impl Metric {
         }
     }
 
+    /// Whether it is a distance.
+    pub(crate) fn is_distance(self) -> bool {
+        self.shown_times() == 1.0
+    }
+
     /// From counts summed over many images, where that has a meaning. No lesion anywhere and none found is 1.
     pub(crate) fn pooled(self, [tp, fp, r#fn, tn]: [f64; 4]) -> Option<f64> {
         let share = |part: f64, whole: f64| if whole == 0.0 { 1.0 } else { part / whole };

@@ -5,12 +5,14 @@ use std::fs::File;
 
 use polars::prelude::*;
 
-use crate::{AVERAGE, Aggregate, Cell, Layout, Marks, Metric, ResultsTable, ScoreFile, TableError, shown};
+use crate::{AVERAGE, Aggregate, By, Cell, Layout, Marks, Metric, ResultsTable, ScoreFile, TableError, shown};
 
 type Point = BTreeMap<String, String>;
 
 /// What a table shows for the images that have no class.
 const UNKNOWN: &str = "unknown";
+/// Terciles of size in their order; images without a lesion come last.
+const SIZES: [&str; 4] = ["small", "medium", "large", "none"];
 
 /// The images of one score file that stand in one row, each metric as one value.
 struct RunMean {
@@ -46,16 +48,23 @@ pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, T
             axes.join(", ")
         )));
     }
+    if let Some(by) = layout.by.filter(|by| axes.iter().any(|axis| axis == by.column())) {
+        let axis = by.column();
+        return Err(TableError::Layout(format!("`by: {axis}` beside an axis `{axis}`: give the axis another name")));
+    }
     check_pooled(layout)?;
     let mut row_axes: Vec<String> =
         axes.iter().filter(|a| **a != layout.columns && !layout.over.contains(a)).cloned().collect();
     let runs = files.iter().map(|file| run_means(file, layout, &row_axes)).collect::<Result<Vec<_>, _>>()?;
     let runs: Vec<RunMean> = runs.into_iter().flatten().collect();
     row_axes.extend(layout.by.map(|by| by.column().to_owned()));
-    // Files come in the order of their points, so rows are sorted but for what splits a file.
     let rows: BTreeSet<Vec<String>> = runs.iter().map(|run| run.row.clone()).collect();
     let columns: BTreeSet<String> = runs.iter().map(|run| run.column.clone()).collect();
-    let (rows, mut columns) = (Vec::from_iter(rows), Vec::from_iter(columns));
+    let (mut rows, mut columns) = (Vec::from_iter(rows), Vec::from_iter(columns));
+    if layout.by == Some(By::Size) {
+        let rank = |row: &[String]| SIZES.iter().position(|size| row.last().is_some_and(|last| last == size));
+        rows.sort_by_key(|row| (row[..row.len() - 1].to_vec(), rank(row)));
+    }
     let mut cells = Vec::new();
     for (index, metric) in layout.metrics.iter().enumerate() {
         for row in &rows {
@@ -118,17 +127,21 @@ impl<'a> Scores<'a> {
 
     fn column(&self, name: &str) -> Result<&Series, TableError> {
         let column = self.frame.column(name).map(Column::as_materialized_series);
-        column.map_err(|e| TableError::Scores { path: self.file.path.clone(), reason: e.to_string() })
+        column.map_err(|e| self.bad(e))
+    }
+
+    fn bad(&self, reason: impl std::fmt::Display) -> TableError {
+        TableError::Scores { path: self.file.path.clone(), reason: reason.to_string() }
     }
 
     /// Numbers of a column, null where there is none.
     fn numbers(&self, name: &str) -> Result<Vec<Option<f64>>, TableError> {
-        let column = self.column(name)?.cast(&DataType::Float64)?;
-        Ok(column.f64()?.iter().collect())
+        let column = self.column(name)?.cast(&DataType::Float64).map_err(|e| self.bad(e))?;
+        Ok(column.f64().map_err(|e| self.bad(e))?.iter().collect())
     }
 
     fn texts(&self, name: &str) -> Result<Vec<String>, TableError> {
-        let texts = self.column(name)?.str()?.iter();
+        let texts = self.column(name)?.str().map_err(|e| self.bad(e))?.iter();
         Ok(texts.map(|text| text.unwrap_or(UNKNOWN).to_owned()).collect())
     }
 }
@@ -136,7 +149,7 @@ impl<'a> Scores<'a> {
 /// The runs of one score file: one, or one for each value of what the layout splits by.
 fn run_means(file: &ScoreFile, layout: &Layout, row_axes: &[String]) -> Result<Vec<RunMean>, TableError> {
     let scores = Scores::read(file)?;
-    let in_domain = scores.column("in_domain")?.bool()?.any();
+    let in_domain = scores.column("in_domain")?.bool().map_err(|e| scores.bad(e))?.any();
     // Scores of other programs than `evaluate` need not say how their models were selected.
     let oracle =
         scores.column("oracle").ok().and_then(|values| values.bool().ok().map(ChunkedArray::any)).unwrap_or(false);
@@ -187,6 +200,9 @@ fn run_value(scores: &Scores, metric: Metric, aggregate: Aggregate, images: &[us
     let value = match aggregate {
         Aggregate::Patient => {
             let patients = scores.texts("patient")?;
+            if patients.iter().any(|patient| patient == UNKNOWN) {
+                return Err(scores.bad("an image has no `patient`, which `aggregate: patient` needs"));
+            }
             let mut each: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
             there.for_each(|row| each.entry(&patients[*row]).or_default().extend(all[*row]));
             mean(&each.values().filter_map(|values| mean(values)).collect::<Vec<_>>())
@@ -224,7 +240,7 @@ fn cell(
         mean,
         std,
         runs: values.len(),
-        images: members.iter().map(|run| run.images).sum::<usize>() / values.len(),
+        images: members.iter().map(|run| run.images).sum::<usize>() / members.len().max(1),
         left_out,
         in_domain: marks.in_domain,
         oracle: marks.oracle,
@@ -314,7 +330,7 @@ mod tests {
         assert_eq!(classes.row_axes, ["method", "class"]);
         let polyps = classes.cell(Metric::Dice, &classes.rows[1], "A").unwrap();
         assert!((polyps.mean - 0.3).abs() < 1e-12 && polyps.images == 2);
-        assert_eq!(rows(&by(By::Size)), ["erm large", "erm small"]);
+        assert_eq!(rows(&by(By::Size)), ["erm small", "erm large"]);
     }
 
     #[test]

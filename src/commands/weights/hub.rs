@@ -1,11 +1,14 @@
-//! Files of the Hugging Face Hub, by its own client.
+//! Files of the Hugging Face Hub: addresses and facts by its own client, the bytes by ourselves, so that nothing that a server says
+//! ever becomes a path.
 
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::Progress;
 use hf_hub::api::sync::{ApiBuilder, ApiError};
-use hf_hub::{Repo, RepoType};
+use hf_hub::{Cache, Repo, RepoType};
 use indicatif::{ProgressBar, ProgressStyle};
+use siteline_cache::Digest;
 
 use crate::diagnostic::CommandError;
 
@@ -17,6 +20,8 @@ pub const KNOWN: [(&str, &str, &str); 5] = [
     ("ViT-B-16", "timm/vit_base_patch16_clip_224.openai", "ViT-B, patches of 16, 224 pixels, 512 dimensions"),
     ("ViT-L-14", "timm/vit_large_patch14_clip_224.openai", "ViT-L, patches of 14, 224 pixels, 768 dimensions"),
 ];
+/// Tries of one file before a fetch gives up.
+const TRIES: usize = 4;
 
 /// A file of a repository.
 pub struct Wanted {
@@ -39,61 +44,133 @@ impl Wanted {
                 let names = KNOWN.map(|(name, ..)| name);
                 let hint = siteline_pipeline::diagnostic::suggest(name, "known are", names);
                 let hint = format!("{hint}; a repository is written OWNER/NAME");
-                return Err(CommandError::request(
-                    format!("there are no weights of the name `{}`", name.escape_debug()),
-                    hint,
-                ));
+                let message = format!("there are no weights of the name `{}`", name.escape_debug());
+                return Err(CommandError::request(message, hint));
             }
         };
-        Ok(Self { name: name.to_owned(), repository: repository.to_owned(), file: file.unwrap_or(usual).to_owned() })
+        let (name, repository) = (name.to_owned(), repository.to_owned());
+        Ok(Self { name, repository, file: file.unwrap_or(usual).to_owned() })
     }
 }
 
 /// What came.
 pub struct Fetched {
-    pub path: PathBuf,
+    /// Where it lies for now; nobody else writes there while this is held.
+    pub part: Part,
     /// The commit.
     pub revision: String,
     /// The SHA-256 that the server says, where it says one.
     pub sha256: Option<String>,
 }
 
-/// Fetches a file into `cache`, going on with what an earlier try left there.
-pub fn fetch(wanted: &Wanted, revision: &str, cache: &Path) -> Result<Fetched, CommandError> {
-    let failed = |e: ApiError| {
-        let Wanted { repository, file, .. } = wanted;
-        let message = format!("failed to fetch {file} of {repository} at {revision}: {e}");
+/// A file that is being fetched, under a lock.
+pub struct Part {
+    pub path: PathBuf,
+    file: File,
+}
+
+/// Fetches a file into a folder, going on with what an earlier try left there.
+pub fn fetch(wanted: &Wanted, revision: &str, folder: &Path) -> Result<Fetched, CommandError> {
+    let Wanted { repository, file, .. } = wanted;
+    let failed = |reason: String| {
+        let message = format!("failed to fetch {file} of {repository} at {revision}: {reason}");
         let hint = "is the name right, and is there a network? HF_ENDPOINT names another server; a file that was brought along is added by `siteline weights add FILE`";
         CommandError::refused(message, hint.to_owned())
     };
-    let cache = std::path::absolute(cache).map_err(CommandError::file("create", cache))?;
-    let api = ApiBuilder::from_env().with_cache_dir(cache).with_retries(3).build().map_err(failed)?;
-    let repo = Repo::with_revision(wanted.repository.clone(), RepoType::Model, revision.to_owned());
-    let repo = api.repo(repo);
-    let metadata = api.metadata(&repo.url(&wanted.file)).map_err(failed)?;
-    let found = repo.download_with_progress(&wanted.file, Bar(ProgressBar::hidden())).map_err(failed)?;
-    // The client's own layout is of links; what counts is the file behind.
-    let path = std::fs::canonicalize(&found).map_err(CommandError::file("read", &found))?;
+    let api = ApiBuilder::from_env().build().map_err(|e| failed(e.to_string()))?;
+    let at = |revision: String| api.repo(Repo::with_revision(repository.clone(), RepoType::Model, revision)).url(file);
+    let reason = |e: ApiError| failed(e.to_string());
+    let metadata = api.metadata(&at(revision.to_owned())).map_err(reason)?;
+    let commit = metadata.commit_hash().to_ascii_lowercase();
+    let is_hex = |text: &str, length: usize| text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit());
+    if !is_hex(&commit, 40) {
+        return Err(failed(format!("the server names no commit: `{}`", commit.escape_debug())));
+    }
     let etag = metadata.etag().to_ascii_lowercase();
-    let is_sha256 = etag.len() == 64 && etag.bytes().all(|b| b.is_ascii_hexdigit());
-    Ok(Fetched { path, revision: metadata.commit_hash().to_owned(), sha256: is_sha256.then_some(etag) })
-}
-
-struct Bar(ProgressBar);
-
-impl Progress for Bar {
-    fn init(&mut self, size: usize, filename: &str) {
-        self.0 = ProgressBar::new(size as u64).with_message(filename.to_owned());
-        if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {bytes} of {total_bytes}, {eta} left") {
-            self.0.set_style(style);
+    let sha256 = is_hex(&etag, 64).then_some(etag);
+    let size = metadata.size() as u64;
+    let mut part = Part::open(folder, &[repository, &commit, file])?;
+    let bar = ProgressBar::new(size).with_message(file.clone());
+    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {bytes} of {total_bytes}, {eta} left") {
+        bar.set_style(style);
+    }
+    let url = at(commit.clone());
+    let mut result = Err(String::new());
+    for attempt in 0..TRIES {
+        std::thread::sleep(std::time::Duration::from_millis(500 * attempt as u64));
+        result = part.go_on(&url, size, &bar);
+        if result.is_ok() {
+            break;
         }
     }
+    bar.finish_and_clear();
+    result.map_err(failed)?;
+    Ok(Fetched { part, revision: commit, sha256 })
+}
 
-    fn update(&mut self, size: usize) {
-        self.0.inc(size as u64);
+impl Part {
+    fn open(folder: &Path, of: &[&str]) -> Result<Self, CommandError> {
+        std::fs::create_dir_all(folder).map_err(CommandError::file("create", folder))?;
+        let path = folder.join(Digest::of_bytes(of.join("\0").as_bytes()).to_string());
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+        let file = file.map_err(CommandError::file("write", &path))?;
+        if file.try_lock().is_err() {
+            return Err(CommandError::refused("another fetch of this file is under way", "wait for it".to_owned()));
+        }
+        Ok(Self { path, file })
     }
 
-    fn finish(&mut self) {
-        self.0.finish_and_clear();
+    /// Fetches what is missing of `size` bytes.
+    fn go_on(&mut self, url: &str, size: u64, bar: &ProgressBar) -> Result<(), String> {
+        let text = |e: std::io::Error| e.to_string();
+        let mut have = self.file.metadata().map_err(text)?.len();
+        if have > size {
+            (have, _) = (0, self.file.set_len(0).map_err(text)?);
+        }
+        if have == size {
+            return Ok(());
+        }
+        let mut request = ureq::get(url).header("Range", format!("bytes={have}-"));
+        if let Some(token) = Cache::from_env().token() {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let response = request.call().map_err(|e| e.to_string())?;
+        if have > 0 && response.status().as_u16() != 206 {
+            // The server sends all of it, from the start.
+            (have, _) = (0, self.file.set_len(0).map_err(text)?);
+        }
+        self.file.seek(SeekFrom::Start(have)).map_err(text)?;
+        bar.set_position(have);
+        let mut body = response.into_body().into_reader().take(size - have + 1);
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            let read = body.read(&mut buffer).map_err(text)?;
+            if read == 0 {
+                break;
+            }
+            self.file.write_all(&buffer[..read]).map_err(text)?;
+            bar.inc(read as u64);
+        }
+        self.file.sync_all().map_err(text)?;
+        let have = self.file.metadata().map_err(text)?.len();
+        if have == size { Ok(()) } else { Err(format!("{have} of {size} bytes came")) }
+    }
+
+    /// Gives it its name.
+    pub fn persist(self, target: &Path) -> Result<(), CommandError> {
+        std::fs::rename(&self.path, target).map_err(CommandError::file("write", target))?;
+        self.tidy();
+        Ok(())
+    }
+
+    /// Removes it: it is not what was wanted.
+    pub fn discard(self) {
+        let _ = std::fs::remove_file(&self.path);
+        self.tidy();
+    }
+
+    /// The folder goes with its last part.
+    fn tidy(self) {
+        let _ = self.path.parent().map(std::fs::remove_dir);
     }
 }

@@ -74,9 +74,13 @@ pub fn kind() -> StageKind {
 
 /// What a method's models are scored on.
 fn required(method: MethodName) -> Requirement {
-    let sets = method.wants().data.scored_inputs();
+    let wants = method.wants();
+    let encoder = wants.scored_with_encoder.then_some("encoder");
+    let sets: Vec<Vec<&str>> =
+        wants.data.scored_inputs().iter().map(|input| std::iter::once(*input).chain(encoder).collect()).collect();
     let of = |input: &&str| InputCount { input: (*input).to_owned(), least: 1 };
-    let words: Vec<String> = sets.iter().flat_map(|set| set.iter().map(|input| format!("`{input}`"))).collect();
+    let told = |set: &Vec<&str>| set.iter().map(|input| format!("`{input}`")).collect::<Vec<_>>().join(" and ");
+    let words: Vec<String> = sets.iter().map(told).collect();
     Requirement {
         when: Map::from_iter([("method".to_owned(), method.word().into())]),
         any: sets.iter().map(|set| set.iter().map(of).collect()).collect(),
@@ -135,7 +139,7 @@ fn read_site(model: &Segmenter, input: &RunInput) -> Result<SiteData> {
     };
     if site.origin != model.config.origin && !matches!(site.content, Content::Pixels(_)) {
         return Err(StageError::Request(format!(
-            "the features of the site `{name}` are of another encoder, or taken from it in another way (`dense`), than those of the training"
+            "the features of the site `{name}` are of another encoder, or taken from it in another way (`dense`, `precision`), than those of the training"
         )));
     }
     let fits = match (model.config.reads, &site.content) {

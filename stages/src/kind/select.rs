@@ -158,19 +158,11 @@ fn weigh(ctx: &Ctx, params: &Params, candidate: &RunInput) -> Result<Candidate> 
     Ok(Candidate { values, score, scores })
 }
 
-/// The validation Dice of the epoch that the candidate's weights are of.
+/// The validation Dice of the candidate's weights.
 fn validation_dice(candidate: &RunInput) -> Result<f64> {
     let path = Ctx::file(candidate, "config.json")?;
-    let epoch = read_config(path)?.get("epoch").and_then(serde_json::Value::as_u64);
-    let epoch = epoch.ok_or_else(|| StageError::data(path, "it names no epoch"))?;
-    let history = Ctx::file(candidate, "history.parquet")?;
-    let mut reader = frame::Reader::open(history, Some(&["validation_dice"]))?;
-    let mut dice = Vec::new();
-    while let Some(batch) = reader.next_batch()? {
-        dice.extend(batch.numbers("validation_dice")?);
-    }
-    (epoch as usize).checked_sub(1).and_then(|place| dice.get(place).copied().flatten()).ok_or_else(|| {
-        StageError::data(history, "training had no validation images: give `ingest` a share of `validation`")
+    read_config(path)?.get("validation_dice").and_then(serde_json::Value::as_f64).ok_or_else(|| {
+        StageError::data(path, "training had no validation images: give `ingest` a share of `validation`")
     })
 }
 

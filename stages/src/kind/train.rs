@@ -21,7 +21,7 @@ use crate::error::Result;
 use crate::frame;
 use crate::method::MethodName;
 use crate::method::contract::Wants;
-use crate::segmenter::Segmenter;
+use crate::segmenter::{Averaged, Segmenter};
 use crate::trainer::params::Params;
 use crate::trainer::{self, EpochRow, Trained};
 
@@ -46,7 +46,7 @@ pub fn kind() -> StageKind {
 
 /// What a method has to be given.
 fn required(method: MethodName) -> Vec<Requirement> {
-    let Wants { data, dictionary, sites } = method.wants();
+    let Wants { data, dictionary, sites, .. } = method.wants();
     let word = method.word();
     let of =
         |input: &&str| InputCount { input: (*input).to_owned(), least: if *input == "encoder" { 1 } else { sites } };
@@ -105,6 +105,9 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     }
     if let Some(remark) = model.method.remark(epoch) {
         ctx.warn(remark);
+    }
+    if model.config.averaged == Some(Averaged::LastEpoch) {
+        ctx.warn("the validation loss had no valley: the weights are the mean of the last epoch's steps".to_owned());
     }
     model.save(&ctx.output("model.safetensors"), &ctx.output("config.json"))?;
     write_history(ctx, &rows)

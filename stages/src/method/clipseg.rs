@@ -30,7 +30,7 @@ impl Default for Params {
 }
 
 /// What it has to be given.
-pub const WANTS: Wants = Wants::of(Takes::PixelsForClip).with_dictionary();
+pub const WANTS: Wants = Wants::of(Takes::PixelsForClip).with_dictionary().scored_with_encoder();
 
 /// Builds the decoder and takes in the frozen CLIP, for evaluation as well: the model's file does not hold it.
 ///

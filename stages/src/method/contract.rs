@@ -56,12 +56,12 @@ impl Takes {
         }
     }
 
-    /// The same of `evaluate`, beside the model. What trains on a frozen encoder's pixels is scored on cached features.
-    pub fn scored_inputs(self) -> &'static [&'static [&'static str]] {
+    /// The inputs of `evaluate` that its models are scored on: each is enough. What trains on a frozen encoder's pixels is scored on cached features.
+    pub fn scored_inputs(self) -> &'static [&'static str] {
         match self {
-            Self::Shared | Self::SharedOnPixels => &[&["features"], &["samples"]],
-            Self::SharedOnFeatures | Self::Features => &[&["features"]],
-            Self::Pixels | Self::PixelsForClip => &[&["samples"]],
+            Self::Shared | Self::SharedOnPixels => &["features", "samples"],
+            Self::SharedOnFeatures | Self::Features => &["features"],
+            Self::Pixels | Self::PixelsForClip => &["samples"],
         }
     }
 }
@@ -75,12 +75,14 @@ pub struct Wants {
     pub dictionary: bool,
     /// The fewest training sites that it has a meaning for.
     pub sites: usize,
+    /// Whether its models are scored with CLIP's weights at hand, a part of which they do not hold themselves.
+    pub scored_with_encoder: bool,
 }
 
 impl Wants {
     /// Data of one site or more, and no dictionary.
     pub const fn of(data: Takes) -> Self {
-        Self { data, dictionary: false, sites: 1 }
+        Self { data, dictionary: false, sites: 1, scored_with_encoder: false }
     }
 
     /// And a dictionary.
@@ -91,6 +93,11 @@ impl Wants {
     /// Of two sites at least.
     pub const fn of_two_sites(self) -> Self {
         Self { sites: 2, ..self }
+    }
+
+    /// And CLIP's weights when its models are scored.
+    pub const fn scored_with_encoder(self) -> Self {
+        Self { scored_with_encoder: true, ..self }
     }
 
     /// Whether the method uses the shared encoder and head.

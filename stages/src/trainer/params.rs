@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::method::{MethodName, MethodParams};
 use crate::model::clip::Dense;
-use crate::precision::Precision;
+use crate::precision::TrainingPrecision;
 
 /// Which epoch's weights are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -86,7 +86,7 @@ pub struct Params {
     pub encoder_lr: f64,
     /// Floats of the forward pass in training: `bf16` is mixed precision, weights and losses staying in 32 bits. Validation and
     /// evaluation are in 32 bits.
-    pub precision: Precision,
+    pub precision: TrainingPrecision,
     /// How dense features are taken from an image tower that is run here; cached ones were taken by `clip-features`.
     pub dense: Dense,
     /// Groups of the methods' own parameters.
@@ -124,7 +124,7 @@ impl Default for Params {
             encoder: EncoderMode::Frozen,
             encoder_blocks: 0,
             encoder_lr: 0.002,
-            precision: Precision::Fp32,
+            precision: TrainingPrecision::Fp32,
             dense: Dense::Values,
             methods: MethodParams::default(),
         }

@@ -3,7 +3,6 @@
 use tch::Tensor;
 
 use crate::checkpoint::{self, Tensors};
-use crate::method::contract::{At, Batch};
 use crate::segmenter::Segmenter;
 
 /// The running mean of a model's trained variables (Tarvainen and Valpola, NeurIPS 2017).
@@ -19,13 +18,13 @@ impl Teacher {
         Self { momentum, weights: trained.map(|(name, variable)| (name, variable.copy().detach())).collect() }
     }
 
-    /// Its logits of a batch, without gradients: (B, 2, S, S).
-    pub fn logits(&self, model: &Segmenter, batch: &Batch, at: At) -> Tensor {
+    /// What `forward` makes of a batch with its weights in the model, without gradients: logits (B, 2, S, S).
+    pub fn logits(&self, model: &Segmenter, forward: &dyn Fn() -> Tensor) -> Tensor {
         tch::no_grad(|| {
             let variables = checkpoint::of_store(&model.store);
             let own: Tensors = self.weights.keys().map(|name| (name.clone(), variables[name].copy())).collect();
             put(&variables, &self.weights);
-            let logits = model.forward(batch, Some(at)).logits;
+            let logits = forward();
             put(&variables, &own);
             logits
         })

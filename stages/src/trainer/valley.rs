@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Tensors;
 use crate::method::contract::ValleyRule;
+use crate::segmenter::Averaged;
 
 /// A running mean of weights.
 #[derive(Default)]
@@ -131,8 +132,10 @@ impl Valley {
         self.pending -= count;
     }
 
-    /// The mean over the valley, of the kinds of `like`; of the last segment where no valley was found. None without any step.
-    pub fn mean(mut self, like: &Tensors) -> Option<Tensors> {
+    /// The mean over the valley, of the kinds of `like`, and whether there was one: else it is that of the last segment, as in the
+    /// authors' code. None without any step.
+    pub fn mean(mut self, like: &Tensors) -> Option<(Tensors, Averaged)> {
+        let averaged = if self.threshold.is_some() { Averaged::Valley } else { Averaged::LastEpoch };
         match self.threshold {
             // Training ended within the valley: what follows a last good loss is left out.
             Some(threshold) => {
@@ -146,7 +149,7 @@ impl Valley {
             let kind = like.get(&name).map_or(Kind::Float, Tensor::kind);
             (name, mean.to_kind(kind))
         };
-        (self.included.count > 0.0).then(|| self.included.weights.into_iter().map(kind).collect())
+        (self.included.count > 0.0).then(|| (self.included.weights.into_iter().map(kind).collect(), averaged))
     }
 
     /// What a checkpoint must hold.
@@ -206,7 +209,7 @@ mod tests {
             valley.step(&weights(place as f64));
             valley.validated(*loss);
         }
-        valley.mean(&weights(0.0)).unwrap()["w"].double_value(&[])
+        valley.mean(&weights(0.0)).unwrap().0["w"].double_value(&[])
     }
 
     #[test]

@@ -1,4 +1,4 @@
-"""Golden numbers for one update of each method on cached features: losses, one step of AdamW, and MCDRL's modules.
+"""Golden numbers for two updates of each method on cached features: losses, two steps of AdamW, and MCDRL's modules.
 
 Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors numpy; python make_updates.py
 Weights and data are those of ../formula.py. Writes updates.safetensors beside itself. Formulas are those that docs/methods.md gives.
@@ -89,14 +89,16 @@ def by_site(logits):
     return cross_entropies(logits).view(SITES, IMAGES).mean(1)
 
 
-def step(model, loss, names=None, optimiser=None):
+def adamw(chosen):
+    return torch.optim.AdamW(chosen, lr=LR, weight_decay=0.01)
+
+
+def step(model, loss, optimiser):
     """One step of AdamW behind gradients clipped at norm 1."""
-    chosen = [v for name, v in model.v.items() if names is None or names(name)]
-    optimiser = optimiser or torch.optim.AdamW(chosen, lr=LR, weight_decay=0.01)
     for v in model.v.values():
         v.grad = None
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(chosen, 1.0)
+    torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], 1.0)
     optimiser.step()
 
 
@@ -107,8 +109,11 @@ def keep(method, model):
 
 def erm_like(method, total, extra=()):
     model = Model(extra)
-    _, features = model.encode()
-    step(model, total(model, features, model.decode(features)))
+    optimiser = adamw(list(model.v.values()))
+    # IRM's halves depend on the order of images, which the second epoch draws anew.
+    for _ in range(1 if method == "irm" else 2):
+        _, features = model.encode()
+        step(model, total(model, features, model.decode(features)), optimiser)
     keep(method, model)
 
 
@@ -116,10 +121,15 @@ erm_like("erm", lambda m, f, logits: by_site(logits).mean())
 erm_like("vrex", lambda m, f, logits: by_site(logits).mean() + ((by_site(logits) - by_site(logits).mean()) ** 2).mean())
 
 
+q = torch.full((SITES,), 1 / SITES)
+
+
 def groupdro(m, f, logits):
+    global q
     losses = by_site(logits)
-    q = torch.full((SITES,), 1 / SITES) * torch.exp(0.01 * losses.detach())
-    return (q / q.sum() * losses).sum()
+    q = q * torch.exp(5.0 * losses.detach())
+    q = q / q.sum()
+    return (q * losses).sum()
 
 
 erm_like("groupdro", groupdro)
@@ -150,21 +160,25 @@ erm_like("coral", coral)
 
 # SAM: up by 0.05 along the gradient, the gradient there, the step from where it was.
 model = Model()
-by_site(model.decode(model.encode()[1])).mean().backward()
-norm = torch.stack([v.grad.norm() for v in model.v.values()]).norm()
-before = {name: v.detach().clone() for name, v in model.v.items()}
-with torch.no_grad():
+optimiser = adamw(list(model.v.values()))
+for _ in range(2):
     for v in model.v.values():
-        v += 0.05 * v.grad / norm
-loss = by_site(model.decode(model.encode()[1])).mean()
-for v in model.v.values():
-    v.grad = None
-loss.backward()
-with torch.no_grad():
-    for name, v in model.v.items():
-        v.copy_(before[name])
-torch.nn.utils.clip_grad_norm_(list(model.v.values()), 1.0)
-torch.optim.AdamW(list(model.v.values()), lr=LR, weight_decay=0.01).step()
+        v.grad = None
+    by_site(model.decode(model.encode()[1])).mean().backward()
+    norm = torch.stack([v.grad.norm() for v in model.v.values()]).norm()
+    before = {name: v.detach().clone() for name, v in model.v.items()}
+    with torch.no_grad():
+        for v in model.v.values():
+            v += 0.05 * v.grad / norm
+    loss = by_site(model.decode(model.encode()[1])).mean()
+    for v in model.v.values():
+        v.grad = None
+    loss.backward()
+    with torch.no_grad():
+        for name, v in model.v.items():
+            v.copy_(before[name])
+    torch.nn.utils.clip_grad_norm_(list(model.v.values()), 1.0)
+    optimiser.step()
 keep("sam", model)
 
 # DANN: features and head against the discriminator, then the discriminator alone.
@@ -184,9 +198,12 @@ def confusion(features):
     return F.cross_entropy(x, site)
 
 
-_, features = model.encode()
-step(model, by_site(model.decode(features)).mean() - confusion(features), lambda n: not n.startswith(DISCRIMINATOR))
-step(model, confusion(model.encode()[1].detach()), lambda n: n.startswith(DISCRIMINATOR))
+theirs = adamw([v for n, v in model.v.items() if not n.startswith(DISCRIMINATOR)])
+its = adamw([v for n, v in model.v.items() if n.startswith(DISCRIMINATOR)])
+for _ in range(2):
+    _, features = model.encode()
+    step(model, by_site(model.decode(features)).mean() - confusion(features), theirs)
+    step(model, confusion(model.encode()[1].detach()), its)
 keep("dann", model)
 
 # MCDRL: depth 2, feed-forward of ratio 1, the four variants of its intervention.
@@ -205,29 +222,31 @@ def mcdrl(variant):
         extra += [(f"{p}expand.weight", (RATIO * D, D)), (f"{p}expand.bias", (RATIO * D,)),
                   (f"{p}contract.weight", (D, RATIO * D)), (f"{p}contract.bias", (D,))]
     model = Model(extra)
-    image, features = model.encode()
-    # The N = alpha n positions of each image that look most like any class.
-    similarity = (unit(features) @ unit(classes).T).amax(-1)
-    kept = torch.argsort(similarity, dim=1, descending=True, stable=True)[:, :N // 2]
-    index = kept[..., None].expand(-1, -1, D)
-    x = features.gather(1, index)
-    if variant == "project_out":
-        basis = torch.linalg.qr(z.T.double())[0]
-        x = (x.double() - x.double() @ basis @ basis.T).float()
-    for i in range(layers):
-        p = f"method.intervention.{i}."
-        q = model.linear(p + "query", model.norm(p + "ln_1", x))
-        k, v = model.linear(p + "key", z), model.linear(p + "value", z)
-        mixed = model.linear(p + "out", (q @ k.T / D**0.5).softmax(-1) @ v)
-        if variant == "attn_only":
-            x = mixed
-            continue
-        x = x - mixed if variant == "subtract" else x + mixed
-        x = x + model.linear(p + "contract", F.gelu(model.linear(p + "expand", model.norm(p + "ln_2", x))))
-    represented = (features * model.v["method.gate"]).scatter(1, index, x)
-    causal = ((unit(x.mean(1)) - unit(targets[labels])) ** 2).sum(-1).mean()
-    contrast = F.cross_entropy(unit(image) @ unit(classes).T / 0.5, labels)
-    step(model, by_site(model.decode(represented)).mean() + 0.5 * causal + 0.1 * contrast)
+    optimiser = adamw(list(model.v.values()))
+    for _ in range(2):
+        image, features = model.encode()
+        # The N = alpha n positions of each image that look most like any class.
+        similarity = (unit(features) @ unit(classes).T).amax(-1)
+        kept = torch.argsort(similarity, dim=1, descending=True, stable=True)[:, :N // 2]
+        index = kept[..., None].expand(-1, -1, D)
+        x = features.gather(1, index)
+        if variant == "project_out":
+            basis = torch.linalg.qr(z.T.double())[0]
+            x = (x.double() - x.double() @ basis @ basis.T).float()
+        for i in range(layers):
+            p = f"method.intervention.{i}."
+            q = model.linear(p + "query", model.norm(p + "ln_1", x))
+            k, v = model.linear(p + "key", z), model.linear(p + "value", z)
+            mixed = model.linear(p + "out", (q @ k.T / D**0.5).softmax(-1) @ v)
+            if variant == "attn_only":
+                x = mixed
+                continue
+            x = x - mixed if variant == "subtract" else x + mixed
+            x = x + model.linear(p + "contract", F.gelu(model.linear(p + "expand", model.norm(p + "ln_2", x))))
+        represented = (features * model.v["method.gate"]).scatter(1, index, x)
+        causal = ((unit(x.mean(1)) - unit(targets[labels])) ** 2).sum(-1).mean()
+        contrast = F.cross_entropy(unit(image) @ unit(classes).T / 0.5, labels)
+        step(model, by_site(model.decode(represented)).mean() + 0.5 * causal + 0.1 * contrast, optimiser)
     keep(f"mcdrl_{variant}", model)
 
 
@@ -271,15 +290,18 @@ def text(row):
     return unit(x[-1] @ t["text_projection"])
 
 
-cosines = unit(dense) @ torch.stack([text(row) for row in rows]).T * torch.tensor(2.0).exp()
-maps = torch.cat([cosines[..., :1], cosines[..., 1:].logsumexp(-1, keepdim=True)], -1)
-maps = maps.transpose(1, 2).reshape(-1, 2, int(N**0.5), int(N**0.5))
-by_site(F.interpolate(maps, size=(SIDE, SIDE), mode="bilinear", align_corners=False)).mean().backward()
-torch.nn.utils.clip_grad_norm_([context], 1.0)
-torch.optim.AdamW([context], lr=LR, weight_decay=0.01).step()
+optimiser = adamw([context])
+for _ in range(2):
+    cosines = unit(dense) @ torch.stack([text(row) for row in rows]).T * torch.tensor(2.0).exp()
+    maps = torch.cat([cosines[..., :1], cosines[..., 1:].logsumexp(-1, keepdim=True)], -1)
+    maps = maps.transpose(1, 2).reshape(-1, 2, int(N**0.5), int(N**0.5))
+    optimiser.zero_grad()
+    by_site(F.interpolate(maps, size=(SIDE, SIDE), mode="bilinear", align_corners=False)).mean().backward()
+    torch.nn.utils.clip_grad_norm_([context], 1.0)
+    optimiser.step()
 out["coop.method.context"] = context.detach()
 
-# FACT's consistency with its teacher, and RandConv's between three draws.
+# FACT's consistency with its teacher in the sixth epoch, and RandConv's loss and consistency of three draws.
 own, taught = tensor("own", 4, 2, 5, 5) * 3, tensor("taught", 4, 2, 5, 5) * 3
 
 
@@ -289,9 +311,13 @@ def divergence(student, teacher):
     return F.kl_div(p, q, reduction="none").sum(1).mean()
 
 
+# The augmented half learns from what the teacher says of the original one, and the reverse.
 out["fact_consistency"] = divergence(own[2:], taught[:2]) + divergence(own[:2], taught[2:])
-draws = [F.softmax(x, 1) for x in (tensor("draws", 6, 2, 5, 5) * 3).chunk(3)]
-mean = (sum(draws) / 3).clamp(1e-7, 1).log()
-out["randconv_consistency"] = sum(F.kl_div(mean, p, reduction="none").sum(1).mean() for p in draws) / 3
+draws = (tensor("draws", 6, 2, 5, 5) * 3).chunk(3)
+truth = (tensor("draw masks", 2, 5, 5) > 0).long()
+out["randconv_objective"] = F.cross_entropy(draws[0], truth)
+each = [F.softmax(x, 1) for x in draws]
+mean = (sum(each) / 3).clamp(1e-7, 1).log()
+out["randconv_consistency"] = sum(F.kl_div(mean, p, reduction="none").sum(1).mean() for p in each) / 3
 
 save_file({k: v.detach().contiguous() for k, v in out.items()}, str(here / "updates.safetensors"))

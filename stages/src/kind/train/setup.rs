@@ -49,7 +49,7 @@ pub fn read_sites(ctx: &Ctx, params: &Params, weights: Option<&ClipWeights>) -> 
     };
     if let Some(other) = sites.iter().find(differs) {
         return refused(format!(
-            "the sites `{}` and `{}` have features of different encoders, or images of different sizes",
+            "the sites `{}` and `{}` have features of different encoders or precisions, or images of different sizes",
             first.site, other.site
         ));
     }
@@ -96,7 +96,8 @@ pub fn configure(
         class_prompts: dictionary.map(|d| d.prompts.class_prompts.clone()).unwrap_or_default(),
         origin: origin(params, first, frozen.as_ref(), weights),
         epoch: 0,
-        averaged: false,
+        averaged: None,
+        validation_dice: None,
         kept_epoch: params.kept_epoch,
         selection: None,
     };
