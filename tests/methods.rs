@@ -123,7 +123,7 @@ fn precision_is_a_parameter_of_encoding_and_of_training() {
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         space.output("features[site=A,backbone=tiny]", "features.parquet")
     };
-    let [full, bf16, fp16] = ["fp32", "bf16", "fp16"].map(|precision| features(precision));
+    let [full, bf16, fp16] = ["fp32", "bf16", "fp16"].map(&mut features);
     assert!(full != bf16 && full != fp16 && bf16 != fp16, "they are the same bytes");
     features("fp32");
     let train = "train[method=mcdrl,backbone=tiny,held_out=A,seed=0]";
