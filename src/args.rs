@@ -137,6 +137,7 @@ pub enum Command {
 impl Command {
     /// Whether the verb writes to processes of its own.
     pub fn starts_workers(&self) -> bool {
-        matches!(self, Self::Run(_) | Self::Phantoms(_) | Self::Init(_) | Self::Weights(_))
+        matches!(self, Self::Run(_) | Self::Phantoms(_) | Self::Init(_))
+            || matches!(self, Self::Weights(verb) if verb.starts_workers())
     }
 }

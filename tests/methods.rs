@@ -272,7 +272,7 @@ fn what_a_method_needs_is_known_to_the_plan() {
     let one = ("where: site != held_out}", "where: site == B}");
     refused(
         &[(both, &only("dann")), one],
-        "dann is trained on `features`, or on `samples` and `encoder` of 2 sites or more",
+        "dann is trained on 2 sites or more, by `features`, or by `samples` and `encoder`",
     );
     let pixels = ("      features: {stage: features, where: site == held_out}\n", "");
     refused(&[(both, &only("mixstyle-feature")), pixels], "models of mixstyle-feature are scored on `features`");

@@ -42,6 +42,12 @@ impl Table {
         let tables = find_tables(&planner, &plan)?;
         let found = tables.iter().find(|table| self.stage.as_ref().is_none_or(|stage| *stage == table.stage));
         let Some(table) = found else {
+            let stages = &planner.loaded.manifest.stages;
+            if let Some(stage) = self.stage.filter(|stage| !stages.contains_key(stage)) {
+                let names = stages.keys().map(String::as_str);
+                let hint = siteline_pipeline::diagnostic::suggest(&stage, "the stages are", names);
+                return Err(CommandError::request(format!("there is no stage `{stage}`"), hint));
+            }
             let hint = "`siteline plan` shows what is missing, `siteline run` makes it".to_owned();
             return Err(CommandError::refused("there is no results table that is up to date", hint));
         };
@@ -51,6 +57,11 @@ impl Table {
             Format::Tex => "table.tex",
         };
         print!("{}", String::from_utf8_lossy(&table.read(&project.store, file)?));
+        let others: Vec<&str> =
+            tables.iter().map(|other| other.stage.as_str()).filter(|other| *other != table.stage).collect();
+        if !others.is_empty() && self.stage.is_none() {
+            eprintln!("There are more tables: --stage {}", others.join(", --stage "));
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -48,11 +48,15 @@ impl Trace {
             return self.instance(&project, &planner, &plan);
         }
         let tables = find_tables(&planner, &plan)?;
-        let Some(table) = tables.first() else {
+        if tables.is_empty() {
             let hint = "`siteline run` makes it; `siteline plan` shows what is missing".to_owned();
             return Err(CommandError::refused("there is no results table that is up to date", hint));
-        };
-        let cell = find(&table.cells, &self.cell, self.metric.as_deref())?;
+        }
+        // The first table that has the number; what is wrong with the address is said of the first table.
+        let address = |cells| find(cells, &self.cell, self.metric.as_deref());
+        let found: Vec<_> = tables.iter().map(|table| address(&table.cells).map(|cell| (table, cell))).collect();
+        let place = found.iter().position(Result::is_ok).unwrap_or(0);
+        let (table, cell) = found.into_iter().nth(place).expect("there is a table")?;
         let mut lineages: Vec<Lineage> = Vec::new();
         for (_, hit) in table.scores(&planner, &plan, cell) {
             lineages.extend(project.store.record(&hit.key).map(|record| Lineage::of(&project.store, &record)));

@@ -91,6 +91,11 @@ const PUBLISHED: [(&str, &str); 5] = [
 ];
 
 impl Weights {
+    /// Whether a worker has a look at weights.
+    pub fn starts_workers(&self) -> bool {
+        !matches!(self.verb, Verb::List(_))
+    }
+
     pub fn run(self, common: &Common) -> Outcome {
         match self.verb {
             Verb::Fetch(fetch) => fetch.run(common),
@@ -225,15 +230,22 @@ impl List {
 
 /// A name that is one file in a folder.
 fn checked_name(name: String) -> Result<String, CommandError> {
+    let name = ["safetensors", "pt"]
+        .iter()
+        .find_map(|ending| Some(name.strip_suffix(ending)?.strip_suffix('.')?.to_owned()))
+        .unwrap_or(name);
     let plain = |c: char| c.is_alphanumeric() || "-_.".contains(c);
     if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
-        let hint = "write letters, digits, `-`, `_` and `.`".to_owned();
+        let hint = "write letters, digits, `-`, `_` and `.`, by `--as NAME`".to_owned();
         return Err(CommandError::request(format!("`{}` is no name for a file", name.escape_debug()), hint));
     }
     Ok(name)
 }
 
 fn origin_of(path: &Path, from: From) -> Result<Origin, CommandError> {
+    if !std::fs::metadata(path).map_err(CommandError::file("read", path))?.is_file() {
+        return Err(CommandError::request(format!("{} is no file", path.display()), None));
+    }
     let (digest, size) = Digest::of_file(path).map_err(CommandError::file("read", path))?;
     let sha256 = sha256_of(path).map_err(CommandError::file("read", path))?;
     let known = PUBLISHED.iter().find(|(published, _)| *published == sha256);
@@ -346,7 +358,9 @@ impl Shelf {
 
 /// A text as it can stand in a YAML flow mapping.
 fn as_yaml(text: &str) -> String {
-    let plain = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/')
+    let word = ["null", "true", "false", "yes", "no", "on", "off"].contains(&text.to_ascii_lowercase().as_str());
+    let plain = !word
+        && text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/')
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
     if plain { text.to_owned() } else { json!(text).to_string() }
 }

@@ -37,6 +37,9 @@ pub struct EpochRow {
     pub penalties: BTreeMap<String, f64>,
     /// Mean over sources of the mean Dice of their validation images; absent without any.
     pub validation_dice: Option<f64>,
+    /// Mean over sources of the mean segmentation loss of their validation images, where weights are averaged by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<f64>,
 }
 
 /// Where training stands, tensors left out.
@@ -247,12 +250,11 @@ impl Training<'_> {
     fn end_epoch(&mut self, epoch: usize, sums: &Sums) -> Result<EpochRow> {
         self.model.method.trained_until(epoch);
         let validation_dice = batch::validate(self.model, self.sites, &self.samples);
-        if let Some(valley) = &mut self.valley
-            && let Some(loss) = batch::validation_loss(self.model, self.sites, &self.samples)
-        {
-            valley.validated(loss);
+        let mut row = sums.row(epoch, self.steps, validation_dice);
+        if let Some(valley) = &mut self.valley {
+            row.validation_loss = batch::validation_loss(self.model, self.sites, &self.samples);
+            row.validation_loss.into_iter().for_each(|loss| valley.validated(loss));
         }
-        let row = sums.row(epoch, self.steps, validation_dice);
         self.rows.push(row.clone());
         let selects = self.params.kept_epoch == KeptEpoch::BestValidation && validation_dice.is_some();
         let score = if selects { validation_dice.unwrap_or(0.0) } else { epoch as f64 };
@@ -368,6 +370,7 @@ impl Sums {
             segmentation: mean(self.segmentation),
             penalties: self.penalties.iter().map(|(name, sum)| (name.clone(), mean(*sum))).collect(),
             validation_dice,
+            validation_loss: None,
         }
     }
 }

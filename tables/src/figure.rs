@@ -28,7 +28,7 @@ pub fn bars(table: &ResultsTable, column: &str) -> String {
         metric.title(),
         xml(column)
     ));
-    put(format!(r#"<text x="{LEFT}" y="18" font-weight="600">{} · {}</text>"#, xml(column), metric.title()));
+    put(format!(r#"<text x="{LEFT}" y="18" font-weight="600">{} · {}</text>"#, xml(column), metric.heading()));
     for tick in [0.0, 0.25, 0.5, 0.75, 1.0].map(|part| part * most) {
         let x = LEFT + tick * scale;
         put(format!(r##"<line x1="{x:.1}" x2="{x:.1}" y1="{TOP}" y2="{:.1}" stroke="#ddd"/>"##, height - 22.0));

@@ -191,7 +191,10 @@ impl ResultsTable {
 
     /// What its numbers are, in words.
     fn words(&self) -> String {
-        let over = self.over.join(" and ");
+        let spread = match self.over.join(" and ") {
+            none if none.is_empty() => "each of one run".to_owned(),
+            over => format!("mean ± sample standard deviation (ddof 1) over {over}"),
+        };
         let each = if self.metrics.iter().any(|metric| metric.is_distance()) {
             "Per-image values, distances in pixels and others in percent,"
         } else {
@@ -206,10 +209,7 @@ impl ResultsTable {
                 "Values in percent, from counts of pixels summed over the images of each run".to_owned()
             }
         };
-        let mut text = format!(
-            "{values}; mean ± sample standard deviation (ddof 1) over {over}; `{AVERAGE}` is the mean over the values of {}.",
-            self.column_axis
-        );
+        let mut text = format!("{values}; {spread}; `{AVERAGE}` is the mean over the values of {}.", self.column_axis);
         if self.cells.iter().any(|cell| cell.left_out > 0) {
             text.push_str(" [n]: so many images of all runs have no such value, as one of the two masks is empty, and are left out.");
         }

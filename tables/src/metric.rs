@@ -63,6 +63,18 @@ impl Metric {
         }
     }
 
+    /// As a short heading, with the unit.
+    pub fn heading(self) -> &'static str {
+        match self {
+            Self::Hd95JoinedPx => "HD95 (pixels)",
+            Self::AssdJoinedPx => "ASSD (pixels)",
+            Self::Nsd => "NSD (%)",
+            Self::BrierBoundary => "Brier, outline (%)",
+            Self::EceBoundary => "ECE, outline (%)",
+            other => other.title(),
+        }
+    }
+
     /// What values are multiplied by to be shown: 100 for percent, 1 for pixels.
     pub fn shown_times(self) -> f64 {
         match self {

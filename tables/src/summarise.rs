@@ -11,6 +11,8 @@ type Point = BTreeMap<String, String>;
 
 /// What a table shows for the images that have no class.
 const UNKNOWN: &str = "unknown";
+/// Columns of a table beside its axes.
+const RESERVED: [&str; 8] = ["metric", "mean", "std", "runs", "images", "left_out", "in_domain", "oracle"];
 /// Terciles of size in their order; images without a lesion come last.
 const SIZES: [&str; 4] = ["small", "medium", "large", "none"];
 
@@ -51,6 +53,13 @@ pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, T
     if let Some(by) = layout.by.filter(|by| axes.iter().any(|axis| axis == by.column())) {
         let axis = by.column();
         return Err(TableError::Layout(format!("`by: {axis}` beside an axis `{axis}`: give the axis another name")));
+    }
+    if layout.over.contains(&layout.columns) {
+        let axis = &layout.columns;
+        return Err(TableError::Layout(format!("the axis `{axis}` cannot be both the columns and averaged over")));
+    }
+    if let Some(axis) = axes.iter().find(|axis| RESERVED.contains(&axis.as_str())) {
+        return Err(TableError::Layout(format!("an axis cannot be called `{axis}`, as a column of the table is")));
     }
     check_pooled(layout)?;
     let mut row_axes: Vec<String> =

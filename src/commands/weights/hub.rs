@@ -74,10 +74,10 @@ pub fn fetch(wanted: &Wanted, revision: &str, folder: &Path) -> Result<Fetched, 
     let Wanted { repository, file, .. } = wanted;
     let failed = |reason: String| {
         let message = format!("failed to fetch {file} of {repository} at {revision}: {reason}");
-        let hint = "is the name right, and is there a network? HF_ENDPOINT names another server; a file that was brought along is added by `siteline weights add FILE`";
+        let hint = "is the name right, and is there a network? HF_ENDPOINT names another server, HF_TOKEN is for what is not public; a file that was brought along is added by `siteline weights add FILE`";
         CommandError::refused(message, hint.to_owned())
     };
-    let api = ApiBuilder::from_env().build().map_err(|e| failed(e.to_string()))?;
+    let api = ApiBuilder::from_env().with_token(token()).build().map_err(|e| failed(e.to_string()))?;
     let at = |revision: String| api.repo(Repo::with_revision(repository.clone(), RepoType::Model, revision)).url(file);
     let reason = |e: ApiError| failed(e.to_string());
     let metadata = api.metadata(&at(revision.to_owned())).map_err(reason)?;
@@ -108,6 +108,11 @@ pub fn fetch(wanted: &Wanted, revision: &str, folder: &Path) -> Result<Fetched, 
     Ok(Fetched { part, revision: commit, sha256 })
 }
 
+/// HF_TOKEN, or what `huggingface-cli login` left in HF_HOME.
+fn token() -> Option<String> {
+    std::env::var("HF_TOKEN").ok().filter(|token| !token.is_empty()).or_else(|| Cache::from_env().token())
+}
+
 impl Part {
     fn open(folder: &Path, of: &[&str]) -> Result<Self, CommandError> {
         std::fs::create_dir_all(folder).map_err(CommandError::file("create", folder))?;
@@ -131,7 +136,7 @@ impl Part {
             return Ok(());
         }
         let mut request = ureq::get(url).header("Range", format!("bytes={have}-"));
-        if let Some(token) = Cache::from_env().token() {
+        if let Some(token) = token() {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
         let response = request.call().map_err(|e| e.to_string())?;

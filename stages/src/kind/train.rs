@@ -20,7 +20,7 @@ use crate::dictionary::Dictionary;
 use crate::error::Result;
 use crate::frame;
 use crate::method::MethodName;
-use crate::method::contract::Wants;
+use crate::method::contract::{Takes, Wants};
 use crate::segmenter::{Averaged, Segmenter};
 use crate::trainer::params::Params;
 use crate::trainer::{self, EpochRow, Trained};
@@ -51,15 +51,21 @@ fn required(method: MethodName) -> Vec<Requirement> {
     let of =
         |input: &&str| InputCount { input: (*input).to_owned(), least: if *input == "encoder" { 1 } else { sites } };
     let any: Vec<Vec<InputCount>> = data.inputs().iter().map(|set| set.iter().map(of).collect()).collect();
-    let sites = if sites > 1 { format!(" of {sites} sites or more") } else { String::new() };
+    let sites = if sites > 1 { format!("{sites} sites or more, by ") } else { String::new() };
     let told = |sets: &[&[&str]]| {
         let words =
             sets.iter().map(|set| set.iter().map(|input| format!("`{input}`")).collect::<Vec<_>>().join(" and "));
-        words.collect::<Vec<_>>().join(", or on ")
+        words.collect::<Vec<_>>().join(", or by ")
     };
     let when = Map::from_iter([("method".to_owned(), word.into())]);
-    let message = format!("{word} is trained on {}{sites}", told(data.inputs()));
+    let message = format!("{word} is trained on {sites}{}", told(data.inputs()));
     let mut all = vec![Requirement { when: when.clone(), any, message }];
+    if !matches!(data, Takes::Shared | Takes::SharedOnPixels) {
+        let mut when = when.clone();
+        when.insert("encoder".to_owned(), "finetune".into());
+        let message = format!("{word} has no encoder that could be fine-tuned: leave `encoder: finetune` out");
+        all.push(Requirement { when, any: vec![], message });
+    }
     if dictionary {
         let any = vec![vec![InputCount { input: "dictionary".into(), least: 1 }]];
         let message = format!("{word} needs a `dictionary`, a stage of the kind `confounder-dictionary`");
@@ -119,6 +125,8 @@ fn write_history(ctx: &Ctx, rows: &[EpochRow]) -> Result<()> {
     let mut fields = vec![Field::new("epoch", DataType::UInt32, false), number("segmentation_loss", false)];
     fields.extend(penalties.iter().map(|name| Field::new(format!("{name}_loss"), DataType::Float64, true)));
     fields.push(number("validation_dice", true));
+    let has_loss = rows.iter().any(|row| row.validation_loss.is_some());
+    fields.extend(has_loss.then(|| number("validation_loss", true)));
     let schema = Schema::new(fields);
     let column =
         |of: &dyn Fn(&EpochRow) -> Option<f64>| -> ArrayRef { Arc::new(rows.iter().map(of).collect::<Float64Array>()) };
@@ -129,6 +137,7 @@ fn write_history(ctx: &Ctx, rows: &[EpochRow]) -> Result<()> {
     ];
     columns.extend(penalties.iter().map(|name| column(&|row| row.penalties.get(*name).copied())));
     columns.push(column(&|row| row.validation_dice));
+    columns.extend(has_loss.then(|| column(&|row| row.validation_loss)));
     writer.write(columns)?;
     writer.finish()
 }

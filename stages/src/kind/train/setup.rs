@@ -44,6 +44,13 @@ pub fn read_sites(ctx: &Ctx, params: &Params, weights: Option<&ClipWeights>) -> 
     });
     let sites = sites.collect::<Result<Vec<_>>>()?;
     let Some(first) = sites.first() else { return refused("there is no site to train on") };
+    let least = params.method.wants().sites;
+    if sites.len() < least {
+        return refused(format!(
+            "{word} has a meaning for {least} training sites or more; `{name}` holds {}",
+            sites.len()
+        ));
+    }
     let differs = |s: &&SiteData| {
         s.content.shapes() != first.content.shapes() || s.mask_side() != first.mask_side() || s.origin != first.origin
     };
