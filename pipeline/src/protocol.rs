@@ -57,6 +57,25 @@ pub struct RunRequest {
     pub code: CodeFingerprint,
 }
 
+impl RunRequest {
+    /// Work outside a run, which reads nothing of a store and remembers nothing; by all cores.
+    pub fn alone(kind: &StageKind, params: Value, sources: BTreeMap<String, RunSource>, output_dir: PathBuf) -> Self {
+        Self {
+            instance: kind.name.clone(),
+            kind: kind.name.clone(),
+            params,
+            inputs: Vec::new(),
+            sources,
+            memo_dir: None,
+            resume_dir: None,
+            output_dir,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            gpus: Vec::new(),
+            code: kind.code.clone(),
+        }
+    }
+}
+
 /// One artifact that a stage reads.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunInput {

@@ -71,19 +71,7 @@ pub fn draw(pack: &Pack, file: &Path, out: &Path, force: bool) -> Result<usize, 
     std::fs::create_dir_all(out).map_err(CommandError::file("create", out))?;
     let scratch = tempfile::tempdir_in(out).map_err(CommandError::file("write", out))?;
     let bar = ProgressBar::new(0);
-    let request = RunRequest {
-        instance: "phantoms".into(),
-        kind: kind.name.clone(),
-        params,
-        inputs: Vec::new(),
-        sources: Default::default(),
-        memo_dir: None,
-        resume_dir: None,
-        output_dir: scratch.path().to_owned(),
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
-        gpus: Vec::new(),
-        code: kind.code.clone(),
-    };
+    let request = RunRequest::alone(kind, params, Default::default(), scratch.path().to_owned());
     pack.carry_out(request, &mut |reply| {
         if let Reply::Progress { done, total, .. } = reply {
             bar.set_length(*total);

@@ -292,19 +292,8 @@ impl Shelf {
         let (digest, size) = (origin.digest, origin.size);
         let file = SourceFile { role: "weights".into(), label: "weights".into(), path, digest, size };
         let source = RunSource { name: "weights".into(), settings: json!({}), files: vec![file] };
-        let request = RunRequest {
-            instance: "weights".into(),
-            kind: kind.name.clone(),
-            params: json!({}),
-            inputs: Vec::new(),
-            sources: [("weights".to_owned(), source)].into(),
-            memo_dir: None,
-            resume_dir: None,
-            output_dir: scratch.path().to_owned(),
-            threads: 1,
-            gpus: Vec::new(),
-            code: kind.code.clone(),
-        };
+        let sources = [("weights".to_owned(), source)].into();
+        let request = RunRequest::alone(kind, json!({}), sources, scratch.path().to_owned());
         pack.carry_out(request, &mut |_| {})?;
         let about = scratch.path().join("clip.json");
         let text = std::fs::read(&about).map_err(CommandError::file("read", &about))?;
