@@ -43,25 +43,7 @@ struct RunValue {
 /// Files that cannot be read, a layout whose axes the files do not have, or that asks for what has no meaning.
 pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, TableError> {
     let axes: Vec<String> = files.first().map(|f| f.point.keys().cloned().collect()).unwrap_or_default();
-    let missing = std::iter::once(&layout.columns).chain(&layout.over).find(|axis| !axes.contains(axis));
-    if let Some(axis) = missing {
-        return Err(TableError::Layout(format!(
-            "the scores have no axis `{axis}`; their axes are {}",
-            axes.join(", ")
-        )));
-    }
-    if let Some(by) = layout.by.filter(|by| axes.iter().any(|axis| axis == by.column())) {
-        let axis = by.column();
-        return Err(TableError::Layout(format!("`by: {axis}` beside an axis `{axis}`: give the axis another name")));
-    }
-    if layout.over.contains(&layout.columns) {
-        let axis = &layout.columns;
-        return Err(TableError::Layout(format!("the axis `{axis}` cannot be both the columns and averaged over")));
-    }
-    if let Some(axis) = axes.iter().find(|axis| RESERVED.contains(&axis.as_str())) {
-        return Err(TableError::Layout(format!("an axis cannot be called `{axis}`, as a column of the table is")));
-    }
-    check_pooled(layout)?;
+    check_layout(layout, &axes)?;
     let mut row_axes: Vec<String> =
         axes.iter().filter(|a| **a != layout.columns && !layout.over.contains(a)).cloned().collect();
     let runs = files.iter().map(|file| run_means(file, layout, &row_axes)).collect::<Result<Vec<_>, _>>()?;
@@ -104,6 +86,29 @@ pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, T
     };
     table.caption = table.words();
     Ok(table)
+}
+
+/// Refuses what has no meaning for scores of these axes.
+fn check_layout(layout: &Layout, axes: &[String]) -> Result<(), TableError> {
+    let missing = std::iter::once(&layout.columns).chain(&layout.over).find(|axis| !axes.contains(axis));
+    if let Some(axis) = missing {
+        return Err(TableError::Layout(format!(
+            "the scores have no axis `{axis}`; their axes are {}",
+            axes.join(", ")
+        )));
+    }
+    if let Some(by) = layout.by.filter(|by| axes.iter().any(|axis| axis == by.column())) {
+        let axis = by.column();
+        return Err(TableError::Layout(format!("`by: {axis}` beside an axis `{axis}`: give the axis another name")));
+    }
+    if layout.over.contains(&layout.columns) {
+        let axis = &layout.columns;
+        return Err(TableError::Layout(format!("the axis `{axis}` cannot be both the columns and averaged over")));
+    }
+    if let Some(axis) = axes.iter().find(|axis| RESERVED.contains(&axis.as_str())) {
+        return Err(TableError::Layout(format!("an axis cannot be called `{axis}`, as a column of the table is")));
+    }
+    check_pooled(layout)
 }
 
 fn check_pooled(layout: &Layout) -> Result<(), TableError> {
