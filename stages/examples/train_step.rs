@@ -121,15 +121,7 @@ fn site(s: i64, work: &Work) -> SiteData {
 fn dictionary() -> Dictionary {
     let unit = |shape: &[i64]| l2_normalise(&random(shape));
     let classes: Vec<String> = CLASSES.map(str::to_owned).into();
-    let none = Vec::new;
-    let prompts = Prompts {
-        class_prompts: classes.clone(),
-        classes,
-        domains: none(),
-        families: none(),
-        domain_prompts: none(),
-        class_domain_prompts: none(),
-    };
+    let prompts = Prompts { class_prompts: classes.clone(), classes, ..Prompts::default() };
     Dictionary { z: unit(&[12, D]), classes: unit(&[3, D]), class_domain: unit(&[3, 12, D]), prompts }
 }
 

@@ -9,7 +9,7 @@ use crate::checkpoint;
 use crate::error::{Result, StageError};
 
 /// The prompts in the order of the embeddings.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prompts {
     /// Class names.
     pub classes: Vec<String>,

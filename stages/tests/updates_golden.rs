@@ -51,14 +51,7 @@ fn dictionary() -> Dictionary {
         z: unit("z", &[12, D]),
         classes: unit("classes", &[3, D]),
         class_domain: unit("class_domain", &[3, 12, D]),
-        prompts: Prompts {
-            class_prompts: classes.clone(),
-            classes,
-            domains: vec![],
-            families: vec![],
-            domain_prompts: vec![],
-            class_domain_prompts: vec![],
-        },
+        prompts: Prompts { class_prompts: classes.clone(), classes, ..Prompts::default() },
     }
 }
 
