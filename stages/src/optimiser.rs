@@ -85,7 +85,7 @@ impl AdamW {
         });
     }
 
-    /// Moves along the gradients that there are; as [`AdamW::step`].
+    /// Moves along the gradients that there are, and uses them up; as [`AdamW::step`].
     pub fn move_along(&mut self, lr: f64, clip_norm: f64, factor: &dyn Fn(&str) -> f64) {
         tch::no_grad(|| {
             let scale = self.clip_factor(clip_norm, factor);

@@ -113,7 +113,7 @@ pub fn train(
     let mut ahead = training.supply(sampler, step);
     for epoch in training.rows.len() + 1..=params.epochs {
         training.epoch(epoch, std::mem::take(&mut step), &mut ahead, &mut sums)?;
-        let row = training.end_epoch(epoch, &std::mem::take(&mut sums))?;
+        let row = training.end_epoch(epoch, &std::mem::take(&mut sums));
         tell(epoch, Some(&row));
         training.checkpoint(epoch + 1, 0, &sums)?;
     }
@@ -247,7 +247,7 @@ impl Training<'_> {
     }
 
     /// Validates, and keeps the weights if they are the best so far.
-    fn end_epoch(&mut self, epoch: usize, sums: &Sums) -> Result<EpochRow> {
+    fn end_epoch(&mut self, epoch: usize, sums: &Sums) -> EpochRow {
         self.model.method.trained_until(epoch);
         let validation_dice = batch::validate(self.model, self.sites, &self.samples);
         let mut row = sums.row(epoch, self.steps, validation_dice);
@@ -261,7 +261,7 @@ impl Training<'_> {
         if self.best.as_ref().is_none_or(|(top, ..)| score > *top) {
             self.best = Some((score, epoch, copy_of(self.model)));
         }
-        Ok(row)
+        row
     }
 
     /// Leaves the weights that were selected in the model, or their mean.
