@@ -31,7 +31,7 @@ axes:
   backbone: [vit]
 stages:
   ingest: {uses: ingest, per: [site], with: {size: 224}}
-  features: {uses: clip-features, per: [site, backbone], needs: {samples: ingest}, with: {precision: PRECISION}, resources: {cpu: CORES}}
+  features: {uses: clip-features, per: [site, backbone], needs: {samples: ingest}, with: {precision: PRECISION}}
 """
 
 
@@ -59,7 +59,7 @@ def main():
         output([*reference, "images", "data", str(options.images)], folder)
         gpu = "True" in output([python, "-c", "import torch; print(torch.cuda.is_available())"], folder)
         with open(f"{folder}/siteline.yaml", "w") as file:
-            file.write(MANIFEST.replace("PRECISION", "bf16" if gpu else "fp32").replace("CORES", str(os.cpu_count())))
+            file.write(MANIFEST.replace("PRECISION", "bf16" if gpu else "fp32"))
         for _ in range(options.rounds):
             shutil.rmtree(f"{folder}/.siteline", ignore_errors=True)
             began = time.perf_counter()

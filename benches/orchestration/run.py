@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Times the same sweep under Siteline, ninja, Snakemake and DVC, side by side, and prints the ratios.
 
-    benches/orchestration/run.py [--sizes 100,1000,10000] [--tools siteline,ninja] [--siteline PROGRAM]
+    benches/orchestration/run.py [--sizes 100,1000,10000] [--tools siteline,ninja] [--rounds 3] [--siteline PROGRAM]
 
-Each tool starts from nothing (cold), does nothing (no-op), and follows one changed data file. The tools take turns, and each
-number is the best of several for what is quick. Peers are installed by pip into a folder of their own. A tool that is over
+Each tool starts from nothing (cold), does nothing (no-op), and follows one changed data file. The tools take turns; each
+number is the median of the rounds, and in each the best of several for what is quick. Peers are installed by pip into a folder of their own. A tool that is over
 its time limit is reported as such.
 """
 
@@ -12,6 +12,7 @@ import argparse
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -75,8 +76,7 @@ def best(command, where, times):
 
 def measure(tool, size, peers, siteline, jobs, scratch, limit):
     sweep = Sweep(size)
-    where = f"{scratch}/{tool}-{size}"
-    os.mkdir(where)
+    where = tempfile.mkdtemp(prefix=f"{tool}-{size}-", dir=scratch)
     getattr(sweep, tool)(where)
     if tool == "dvc":
         dvc = f"{peers}/dvc/bin/dvc"
@@ -94,9 +94,16 @@ def measure(tool, size, peers, siteline, jobs, scratch, limit):
         # A file's times move in steps of the kernel's clock.
         time.sleep(0.05)
         row["one file"] = timed(run, where)
-        memory = [entry[1] for entry in row.values() if entry]
-        row["memory"] = max(memory)
     return sweep.count, row
+
+
+def summed_up(rounds):
+    """The median of each column's seconds, and the most memory that was used; a column that a round lacks is left out."""
+    columns = [column for column in rounds[0] if all(row.get(column) for row in rounds)]
+    row = {column: statistics.median(row[column][0] for row in rounds) for column in columns}
+    if columns:
+        row["memory"] = max(entry[1] for row in rounds for entry in row.values() if entry)
+    return row
 
 
 def main():
@@ -106,6 +113,7 @@ def main():
     target = os.environ.get("CARGO_TARGET_DIR") or f"{CACHE}/target"
     parser.add_argument("--siteline", default=f"{target}/release/siteline")
     parser.add_argument("--limit", type=float, default=300, help="seconds for a cold run; a tool that is over it drops out")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--jobs", default=str(os.cpu_count()))
     options = parser.parse_args()
     tools = options.tools.split(",")
@@ -121,13 +129,16 @@ def main():
 def compare(options, tools, peers, scratch):
     given_up = set()
     for size in map(int, options.sizes.split(",")):
-        rows, count = {}, 0
-        for tool in tools:
-            if tool in given_up:
-                continue
-            count, rows[tool] = measure(tool, size, peers, options.siteline, options.jobs, scratch, options.limit)
-            if not rows[tool]["cold"]:
-                given_up.add(tool)
+        measured, count = {}, 0
+        for _ in range(options.rounds):
+            for tool in tools:
+                if tool in given_up:
+                    continue
+                count, row = measure(tool, size, peers, options.siteline, options.jobs, scratch, options.limit)
+                measured.setdefault(tool, []).append(row)
+                if not row["cold"]:
+                    given_up.add(tool)
+        rows = {tool: summed_up(rounds) for tool, rounds in measured.items()}
         print(f"\n{count} instances, {options.jobs} at a time; seconds, and Siteline's time as a multiple of the tool's")
         columns = ["cold", "no-op", "one file", "plan"]
         print(f"{'tool':10}" + "".join(f"{c:>20}" for c in columns) + f"{'memory (MB)':>14}")
@@ -139,8 +150,8 @@ def compare(options, tools, peers, scratch):
                 if not entry:
                     line += f"{f'over {options.limit:.0f}' if column == 'cold' else '-':>20}"
                     continue
-                ratio = f"{own[column][0] / entry[0]:8.3f}x" if own.get(column) and tool != "siteline" else " " * 9
-                line += f"{entry[0]:>11.3f}{ratio}"
+                ratio = f"{own[column] / entry:8.3f}x" if own.get(column) and tool != "siteline" else " " * 9
+                line += f"{entry:>11.3f}{ratio}"
             print(line + (f"{row['memory']:>14.0f}" if "memory" in row else ""), flush=True)
 
 

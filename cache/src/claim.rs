@@ -91,13 +91,20 @@ impl Owner {
 #[derive(Debug)]
 pub(crate) struct Leases {
     folder: PathBuf,
-    own: OnceLock<PathBuf>,
+    own: OnceLock<Own>,
+}
+
+/// The file that says whose the leases are.
+#[derive(Debug)]
+struct Own {
+    path: PathBuf,
+    inode: u64,
 }
 
 impl Drop for Leases {
     fn drop(&mut self) {
         if let Some(own) = self.own.get() {
-            let _ = fs::remove_file(own);
+            let _ = fs::remove_file(&own.path);
         }
     }
 }
@@ -107,7 +114,7 @@ impl Leases {
         Self { folder, own: OnceLock::new() }
     }
 
-    fn own(&self) -> Result<&Path> {
+    fn own(&self) -> Result<&Own> {
         if let Some(own) = self.own.get() {
             return Ok(own);
         }
@@ -122,21 +129,22 @@ impl Leases {
             .map_err(StoreError::io("write", file.path()))?;
         let path = file.path().to_owned();
         // From here on it is removed with the leases.
-        let kept = file.keep().map(|(_, path)| path).map_err(|e| StoreError::io("write", &path)(e.error))?;
-        Ok(self.own.get_or_init(|| kept))
+        let (file, path) = file.keep().map_err(|e| StoreError::io("write", &path)(e.error))?;
+        let inode = file.metadata().map_err(StoreError::io("read", &path))?.ino();
+        Ok(self.own.get_or_init(|| Own { path, inode }))
     }
 
     /// Shows other machines that the owner is alive.
     pub(crate) fn renew(&self) -> Result<()> {
-        let Some(own) = self.own.get() else { return Ok(()) };
-        File::open(own).and_then(|file| file.set_modified(SystemTime::now())).map_err(StoreError::io("write", own))
+        let Some(Own { path, .. }) = self.own.get() else { return Ok(()) };
+        File::open(path).and_then(|file| file.set_modified(SystemTime::now())).map_err(StoreError::io("write", path))
     }
 
     /// Tries to take the lease on `key`.
     pub(crate) fn claim(&self, key: &Digest) -> Result<ClaimOutcome> {
         let path = self.folder.join(key.to_string());
-        let own = self.own()?;
-        let inode = fs::metadata(own).map_err(StoreError::io("read", own))?.ino();
+        let Own { path: own, inode } = self.own()?;
+        let inode = *inode;
         let take = || match fs::hard_link(own, &path) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),

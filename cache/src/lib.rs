@@ -30,7 +30,7 @@ pub use gc::{GcPlan, Keep};
 pub use layout::Sharing;
 pub use ledger::Execution;
 pub use outcomes::{InstanceOutcome, OutcomeWriter};
-pub use record::{Hit, Output, Record, RecordInput, RecordSource};
+pub use record::{Hit, Output, Parts, Record, RecordInput, RecordSource};
 pub use runs::RunRow;
 pub use store::{Access, Store};
 pub use verify::{Damage, Verified};

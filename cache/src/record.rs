@@ -4,11 +4,12 @@
 //! lines of JSON. The first, the [`Hit`], is all that planning needs; the second is everything else. Each has a digest, so that
 //! planning need not read what it does not use. A line that is cut short or altered does not hold, and so does not exist.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::{Canonical, Digest};
 
@@ -23,7 +24,7 @@ pub struct Record {
     /// The key under which the outputs may be used again.
     pub key: Digest,
     /// The parts that the key was made of, as the pipeline wrote them.
-    pub parts: Value,
+    pub parts: Parts,
     /// The instance: `train[held_out=C,method=mcdrl]`.
     pub instance: String,
     /// The manifest's name.
@@ -46,6 +47,35 @@ pub struct Record {
     pub metrics: BTreeMap<String, f64>,
     /// Where and with what it ran; never part of the key.
     pub environment: BTreeMap<String, String>,
+}
+
+/// What a key was made of, as JSON that only whoever wrote it takes apart.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Parts(Box<RawValue>);
+
+impl Parts {
+    /// `parts` as JSON.
+    ///
+    /// # Errors
+    /// A value that is none, such as a map with keys that are no text.
+    pub fn of(parts: &impl Serialize) -> serde_json::Result<Self> {
+        serde_json::value::to_raw_value(parts).map(Self)
+    }
+
+    /// The parts as a value.
+    ///
+    /// # Errors
+    /// JSON of something else.
+    pub fn read<'a, T: Deserialize<'a>>(&'a self) -> serde_json::Result<T> {
+        serde_json::from_str(self.0.get())
+    }
+}
+
+impl PartialEq for Parts {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
 }
 
 /// What planning needs of a record.
@@ -100,24 +130,24 @@ pub struct Output {
 
 /// The first line of a frame's body.
 #[derive(Serialize, Deserialize)]
-struct HitLine {
-    instance: String,
-    run: String,
-    outputs: Vec<Output>,
+struct HitLine<'a> {
+    instance: Cow<'a, str>,
+    run: Cow<'a, str>,
+    outputs: Cow<'a, [Output]>,
 }
 
 /// The second line of a frame's body.
 #[derive(Serialize, Deserialize)]
-struct Rest {
-    parts: Value,
-    manifest: String,
-    kind: String,
+struct Rest<'a> {
+    parts: Cow<'a, Parts>,
+    manifest: Cow<'a, str>,
+    kind: Cow<'a, str>,
     started_ms: u64,
     finished_ms: u64,
-    inputs: Vec<RecordInput>,
-    sources: Vec<RecordSource>,
-    metrics: BTreeMap<String, f64>,
-    environment: BTreeMap<String, String>,
+    inputs: Cow<'a, [RecordInput]>,
+    sources: Cow<'a, [RecordSource]>,
+    metrics: Cow<'a, BTreeMap<String, f64>>,
+    environment: Cow<'a, BTreeMap<String, String>>,
 }
 
 /// What the heading of a frame says.
@@ -161,7 +191,8 @@ impl Heading {
             return None;
         }
         let line: HitLine = serde_json::from_slice(line).ok()?;
-        Some(Hit { key: self.key, instance: line.instance, run: line.run, outputs: line.outputs })
+        let (instance, run) = (line.instance.into_owned(), line.run.into_owned());
+        Some(Hit { key: self.key, instance, run, outputs: line.outputs.into_owned() })
     }
 
     /// The whole record, if `body` is what the heading says.
@@ -174,18 +205,18 @@ impl Heading {
         let rest: Rest = serde_json::from_slice(rest).ok()?;
         Some(Record {
             key: self.key,
-            parts: rest.parts,
+            parts: rest.parts.into_owned(),
             instance: hit.instance,
-            manifest: rest.manifest,
-            kind: rest.kind,
+            manifest: rest.manifest.into_owned(),
+            kind: rest.kind.into_owned(),
             run: hit.run,
             started_ms: rest.started_ms,
             finished_ms: rest.finished_ms,
-            inputs: rest.inputs,
-            sources: rest.sources,
+            inputs: rest.inputs.into_owned(),
+            sources: rest.sources.into_owned(),
             outputs: hit.outputs,
-            metrics: rest.metrics,
-            environment: rest.environment,
+            metrics: rest.metrics.into_owned(),
+            environment: rest.environment.into_owned(),
         })
     }
 }
@@ -207,17 +238,18 @@ impl Record {
 
     /// The bytes of the record's frame.
     pub(crate) fn to_frame(&self, heading: &str) -> Vec<u8> {
-        let line = HitLine { instance: self.instance.clone(), run: self.run.clone(), outputs: self.outputs.clone() };
+        let (instance, run) = (Cow::Borrowed(self.instance.as_str()), Cow::Borrowed(self.run.as_str()));
+        let line = HitLine { instance, run, outputs: Cow::Borrowed(&self.outputs) };
         let rest = Rest {
-            parts: self.parts.clone(),
-            manifest: self.manifest.clone(),
-            kind: self.kind.clone(),
+            parts: Cow::Borrowed(&self.parts),
+            manifest: Cow::Borrowed(&self.manifest),
+            kind: Cow::Borrowed(&self.kind),
             started_ms: self.started_ms,
             finished_ms: self.finished_ms,
-            inputs: self.inputs.clone(),
-            sources: self.sources.clone(),
-            metrics: self.metrics.clone(),
-            environment: self.environment.clone(),
+            inputs: Cow::Borrowed(&self.inputs),
+            sources: Cow::Borrowed(&self.sources),
+            metrics: Cow::Borrowed(&self.metrics),
+            environment: Cow::Borrowed(&self.environment),
         };
         let mut body = serde_json::to_vec(&line).expect("a record is JSON");
         body.push(b'\n');
@@ -263,7 +295,7 @@ pub(crate) mod tests {
     pub(crate) fn sample(name: &str) -> Record {
         Record {
             key: Digest::of_bytes(name.as_bytes()),
-            parts: serde_json::json!({"kind": "train"}),
+            parts: Parts::of(&serde_json::json!({"kind": "train"})).unwrap(),
             instance: format!("train[seed={name}]"),
             manifest: "m".into(),
             kind: "train".into(),

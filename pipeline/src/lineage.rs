@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use siteline_cache::{Digest, Record, Store};
 
@@ -91,7 +91,7 @@ impl Lineage {
 
     fn walk(store: &Store, record: &Record, seen: &mut std::collections::BTreeSet<Digest>) -> Self {
         seen.insert(record.key);
-        let recipe = Recipe::deserialize(&record.parts).ok();
+        let recipe: Option<Recipe> = record.parts.read().ok();
         let inputs = record
             .inputs
             .iter()

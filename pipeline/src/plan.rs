@@ -6,7 +6,7 @@ use std::sync::Arc;
 use petgraph::graph::NodeIndex;
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
-use siteline_cache::{Digest, Hit, Output, RecordInput, Store};
+use siteline_cache::{Digest, Hit, Output, Parts, RecordInput, Store};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::graph::{Gathered, Graph};
@@ -41,7 +41,7 @@ pub enum State {
 #[derive(Clone, Debug)]
 pub struct Resolved {
     /// The parts of its key, as JSON.
-    pub parts: serde_json::Value,
+    pub parts: Parts,
     /// The key.
     pub key: Digest,
     /// What it reads from other executions.
@@ -317,20 +317,27 @@ impl<'a> Planner<'a> {
         Ok(self.with_parts(node, hit, |parts, recipe| parts.key_with(recipe)))
     }
 
-    /// All that an instance whose inputs are there needs in order to run.
+    /// What the key of an instance whose inputs are all there is made of.
+    ///
+    /// # Errors
+    /// Sources that cannot be found, read or paired.
+    pub fn parts<'h>(&mut self, node: NodeIndex, hit: &impl Fn(NodeIndex) -> &'h Hit) -> Result<Parts, Diagnostic> {
+        self.prepare(node)?;
+        Ok(self.with_parts(node, hit, |parts, _| Parts::of(&parts).expect("key parts are JSON")))
+    }
+
+    /// All that an instance whose inputs are there, and whose key is `key`, needs in order to run.
     ///
     /// # Errors
     /// Sources that cannot be found, read or paired.
     pub fn resolve<'h>(
         &mut self,
         node: NodeIndex,
+        key: Digest,
         hit: &impl Fn(NodeIndex) -> &'h Hit,
     ) -> Result<Resolved, Diagnostic> {
-        self.prepare(node)?;
+        let parts = self.parts(node, hit)?;
         let kind = self.kind(node);
-        let (parts, key) = self.with_parts(node, hit, |parts, recipe| {
-            (serde_json::to_value(&parts).expect("key parts are JSON"), parts.key_with(recipe))
-        });
         let inputs = self.graph.reads(node).map(|(input, needed)| {
             let spec = kind.inputs.iter().find(|spec| spec.name == input).expect("the manifest was checked");
             let from = hit(needed);

@@ -179,6 +179,9 @@ pub struct StageKind {
     pub outputs: Vec<OutputSpec>,
     /// Defaults for the stage's `resources`.
     pub resources: Resources,
+    /// Whether the number of threads changes no bit of what it makes: it then gets the CPU slots that nobody waits for.
+    #[serde(default)]
+    pub scales: bool,
     /// What its code is.
     pub code: CodeFingerprint,
 }
@@ -312,17 +315,18 @@ pub struct Identity {
 }
 
 /// What an instance occupies while it runs. Never part of a key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
-    /// CPU slots, and threads for the work.
-    #[serde(default = "one")]
+    /// CPU slots, and threads for the work. Without it one; work of a kind whose bytes no number of threads changes also gets the
+    /// slots that nobody waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
-    pub cpu: usize,
+    pub cpu: Option<usize>,
     /// GPUs, each leased to one instance at a time.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 64))]
-    pub gpu: usize,
+    pub gpu: Option<usize>,
     /// Memory that is set aside: `4 GB`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<String>,
@@ -331,13 +335,18 @@ pub struct Resources {
     pub tokens: BTreeMap<String, usize>,
 }
 
-fn one() -> usize {
-    1
-}
-
-impl Default for Resources {
-    fn default() -> Self {
-        Self { cpu: 1, gpu: 0, memory: None, tokens: BTreeMap::new() }
+impl Resources {
+    /// These, and of the defaults what these do not name.
+    #[must_use]
+    pub fn over(&self, defaults: &Self) -> Self {
+        let mut tokens = defaults.tokens.clone();
+        tokens.extend(self.tokens.clone());
+        Self {
+            cpu: self.cpu.or(defaults.cpu),
+            gpu: self.gpu.or(defaults.gpu),
+            memory: self.memory.clone().or_else(|| defaults.memory.clone()),
+            tokens,
+        }
     }
 }
 

@@ -264,8 +264,17 @@ impl Driver<'_, '_, '_> {
             cached: cached.len(),
             slots: self.settings.jobs,
         });
+        self.outcomes.add_all(&cached, |(node, hit)| InstanceOutcome {
+            instance: graph.dag[*node].name.clone(),
+            outcome: "cached".into(),
+            key: Some(hit.key),
+            message: None,
+        })?;
         for (node, hit) in cached {
-            self.done(node, hit, How::Cached)?;
+            self.summary.cached += 1;
+            let instance = self.name(node);
+            (self.tell)(Event::Finished { instance, how: How::Cached, metrics: BTreeMap::new() });
+            self.available(node, hit)?;
         }
         self.outcomes.flush()?;
         while !(self.schedule.is_over() && self.uncommitted.is_empty()) {
@@ -393,13 +402,12 @@ impl Driver<'_, '_, '_> {
         }
     }
 
-    /// An instance has a result that was in the store.
+    /// An instance turns out to have a result in the store.
     fn done(&mut self, node: NodeIndex, hit: Arc<Hit>, how: How) -> Result<(), StoreError> {
         let name = self.name(node);
         self.summary.cached += 1;
         self.note(name.clone(), "cached", Some(hit.key), None)?;
-        let record = if how == How::Cached { None } else { self.store.record(&hit.key) };
-        let metrics = record.map(|record| record.metrics).unwrap_or_default();
+        let metrics = self.store.record(&hit.key).map(|record| record.metrics).unwrap_or_default();
         (self.tell)(Event::Finished { instance: name, how, metrics });
         self.available(node, hit)
     }

@@ -85,7 +85,16 @@ impl Pool {
     /// laptop and on a server; a GPU that no machine has is done without.
     fn share(&self, wanted: &Resources) -> (usize, usize, u64) {
         let memory = wanted.memory.as_ref().and_then(|text| protocol::bytes(text).ok()).unwrap_or(0);
-        (wanted.cpu.min(self.all_cpu).max(1), wanted.gpu.min(self.all_gpus), memory.min(self.all_memory))
+        let (cpu, gpu) = (wanted.cpu.unwrap_or(1), wanted.gpu.unwrap_or(0));
+        (cpu.min(self.all_cpu).max(1), gpu.min(self.all_gpus), memory.min(self.all_memory))
+    }
+
+    /// `wanted` with its part of the free slots, of which `ready` instances may take some. For work whose slots nobody fixed and
+    /// that any number of threads carries out to the same end; where GPUs do it, threads are not what it waits for.
+    pub(crate) fn stretched(&self, wanted: &Resources, ready: usize) -> Resources {
+        let part = usize::try_from(self.cpu).unwrap_or(0) / ready.max(1);
+        let fixed = wanted.cpu.is_some() || self.gpus_for(wanted) > 0;
+        Resources { cpu: if fixed { wanted.cpu } else { Some(part.max(1)) }, ..wanted.clone() }
     }
 
     pub(crate) fn has(&self, wanted: &Resources) -> bool {
@@ -97,7 +106,7 @@ impl Pool {
     /// Whether an instance that asks for nothing but slots may be let in ahead of them: it is prepared meanwhile and waits at
     /// the gate.
     fn has_ahead(&self, wanted: &Resources) -> bool {
-        let plain = wanted.gpu == 0 && wanted.memory.is_none() && wanted.tokens.is_empty();
+        let plain = wanted.gpu.unwrap_or(0) == 0 && wanted.memory.is_none() && wanted.tokens.is_empty();
         plain && self.cpu + self.all_cpu as isize >= self.share(wanted).0 as isize
     }
 
@@ -201,6 +210,11 @@ impl<'a> Schedule<'a> {
         free.or_else(ahead).map(|(_, node)| node)
     }
 
+    /// How many instances are ready.
+    pub(crate) fn ready(&self) -> usize {
+        self.classes.iter().map(|class| class.ready.len()).sum()
+    }
+
     /// The only place where a phase changes; what follows from the change follows here. Returns the instances that a
     /// failure blocked.
     pub(crate) fn set(&mut self, node: NodeIndex, phase: Phase) -> Vec<NodeIndex> {
@@ -284,4 +298,27 @@ fn ranks(graph: &Graph) -> Vec<usize> {
     let mut ranks = vec![0; in_order.len()];
     in_order.iter().enumerate().for_each(|(rank, (_, _, node))| ranks[node.index()] = rank);
     ranks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_slots_are_divided_among_the_ready_and_what_is_fixed_stays() {
+        let mut pool = Pool::new(8, &["0".into()], 0, &BTreeMap::new());
+        let plain = Resources::default();
+        let cpu = |pool: &Pool, wanted: &Resources, ready| pool.stretched(wanted, ready).cpu;
+        assert_eq!((cpu(&pool, &plain, 1), cpu(&pool, &plain, 3)), (Some(8), Some(2)));
+        assert_eq!(cpu(&pool, &plain, 100), Some(1), "never none");
+        let fixed = Resources { cpu: Some(3), ..Resources::default() };
+        assert_eq!(cpu(&pool, &fixed, 1), Some(3));
+        let on_gpu = Resources { gpu: Some(1), ..Resources::default() };
+        assert_eq!(cpu(&pool, &on_gpu, 1), None, "a GPU does the work");
+        let first = pool.take(&pool.stretched(&plain, 2), Vec::new());
+        let second = pool.take(&pool.stretched(&plain, 1), Vec::new());
+        assert_eq!((first.cpu, second.cpu, pool.cpu), (4, 4, 0));
+        let ahead = pool.take(&plain, Vec::new());
+        assert_eq!((ahead.cpu, cpu(&pool, &plain, 1)), (1, Some(1)), "slots that are owed are not free");
+    }
 }

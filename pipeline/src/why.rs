@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use siteline_cache::{Digest, Record, Store};
 
@@ -88,7 +88,7 @@ pub fn reason(store: &Store, manifest: &str, instance: &str, parts: &KeyParts, k
 
 /// The differences between the parts of a record and `now`.
 pub fn changes(record: &Record, now: &KeyParts) -> Vec<Change> {
-    let Ok(before) = KeyParts::deserialize(&record.parts) else { return Vec::new() };
+    let Ok(before) = record.parts.read::<KeyParts>() else { return Vec::new() };
     let (before, after) = (described(&before), described(now));
     let mut names: Vec<&String> = before.keys().chain(after.keys()).collect();
     names.sort();

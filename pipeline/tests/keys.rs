@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
-use siteline_cache::{Digest, Record};
+use siteline_cache::{Digest, Parts, Record};
 use siteline_pipeline::key::{KeyFile, KeyParts, Recipe};
 use siteline_pipeline::why;
 
@@ -38,7 +38,7 @@ fn recipe(params: Value) -> Recipe {
 fn record(parts: &KeyParts) -> Record {
     Record {
         key: parts.key(),
-        parts: serde_json::to_value(parts).unwrap(),
+        parts: Parts::of(parts).unwrap(),
         instance: "train".into(),
         manifest: "m".into(),
         kind: "train".into(),

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Args;
-use serde::Deserialize;
 use siteline_cache::{Access, InstanceOutcome, Record, RunRow, Store};
-use siteline_pipeline::key::KeyParts;
 use siteline_pipeline::why;
 
 use super::{Outcome, count};
@@ -66,7 +64,7 @@ fn changed(store: &Store, instance: &str, was: &InstanceOutcome, now: &InstanceO
     }
     let record = |outcome: &InstanceOutcome| outcome.key.and_then(|key| store.record(&key));
     let (Some(before), Some(after)) = (record(was), record(now)) else { return };
-    if let Ok(parts) = KeyParts::deserialize(&after.parts) {
+    if let Ok(parts) = after.parts.read() {
         why::changes(&before, &parts).iter().for_each(|change| println!("    {change}"));
     }
     metrics(&before, &after);

@@ -3,9 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use serde::Deserialize;
 use siteline_cache::Access;
-use siteline_pipeline::key::KeyParts;
 use siteline_pipeline::why;
 
 use super::{Outcome, time_of};
@@ -44,7 +42,7 @@ impl History {
                 println!("  {metric} = {value}");
             }
             let before = records[place + 1..].iter().flatten().next();
-            if let (Some(before), Ok(parts)) = (before, KeyParts::deserialize(&record.parts)) {
+            if let (Some(before), Ok(parts)) = (before, record.parts.read()) {
                 why::changes(before, &parts).iter().for_each(|change| println!("  {change}"));
             }
         }

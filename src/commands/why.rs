@@ -3,10 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use serde::Deserialize;
 use siteline_cache::{Access, Hit};
 use siteline_pipeline::NodeIndex;
-use siteline_pipeline::key::KeyParts;
 use siteline_pipeline::plan::{Planner, State};
 use siteline_pipeline::why::{self, Reason};
 
@@ -81,9 +79,9 @@ fn own_changes(planner: &mut Planner, node: NodeIndex) -> Vec<String> {
     if graph.reads(node).any(|(_, needed)| known(needed).is_none()) {
         return Vec::new();
     }
-    let Ok(resolved) = planner.resolve(node, &|needed| known(needed).expect("every input was looked up")) else {
+    let Ok(parts) = planner.parts(node, &|needed| known(needed).expect("every input was looked up")) else {
         return Vec::new();
     };
-    let Ok(parts) = KeyParts::deserialize(&resolved.parts) else { return Vec::new() };
+    let Ok(parts) = parts.read() else { return Vec::new() };
     why::changes(&last, &parts).iter().map(|change| format!("  {change}")).collect()
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 use siteline_cache::{Digest, Store};
 use siteline_pipeline::key::Recipe;
@@ -13,7 +12,7 @@ pub fn collect(store: &Store, key: &Digest, into: &mut BTreeMap<String, Value>) 
         return;
     }
     let Some(record) = store.record(key) else { return };
-    let parts = Recipe::deserialize(&record.parts).ok();
+    let parts: Option<Recipe> = record.parts.read().ok();
     let short = |text: &String| text.get(..12).unwrap_or(text).to_owned();
     let code: BTreeMap<_, _> = parts.iter().flat_map(|p| &p.code).map(|(name, f)| (name.clone(), short(f))).collect();
     let sources: Vec<Value> = record.sources.iter().map(|s| json!([s.role, s.label, s.digest.to_string()])).collect();

@@ -60,14 +60,12 @@ struct View {
     path: PathBuf,
     /// Symbolic links to the folder, by the depth at which they stand below the workshop's root. Whoever shows the view gets
     /// a hard link to one of them, which costs no inode; relative ones are quick to follow.
-    links: [OnceLock<PathBuf>; 2],
+    links: [OnceLock<PathBuf>; 3],
     folders: Vec<Folder>,
     /// Views that it links to.
     parts: Vec<Arc<View>>,
 }
 
-/// A view as it stands in another view.
-const IN_VIEW: usize = 1;
 /// A view as it stands in the `inputs` of a working directory.
 const IN_INPUTS: usize = 2;
 
@@ -215,8 +213,13 @@ impl Workshop {
             let (group, others) = rest.split_at(count);
             rest = others;
             let place = inputs.join(&first.name);
+            // What nobody else reads needs no view.
             if let ([one], false) = (group, first.shared || first.gathered.is_some()) {
                 self.link_files(&one.files, &place)?;
+                continue;
+            }
+            if group.iter().any(|input| !input.shared) {
+                dir.views.extend(self.link_several(group, &place)?.0);
                 continue;
             }
             let view = self.view(group)?;
@@ -238,25 +241,35 @@ impl Workshop {
                 let id = |input: &Input| (input.gathered.clone().unwrap_or_default(), input.key);
                 self.known(group.iter().map(id).collect(), || {
                     let path = self.fresh("several")?;
-                    let show = |input: &Input| -> io::Result<(Option<Arc<View>>, Vec<PathBuf>)> {
-                        let place = path.join(input.gathered.as_deref().unwrap_or("all"));
-                        if input.shared {
-                            let part = self.artifact(input)?;
-                            part.show(&place, IN_VIEW)?;
-                            return Ok((Some(part), Vec::new()));
-                        }
-                        let mut folders = self.link_files(&input.files, &place)?;
-                        folders.push(place);
-                        Ok((None, folders))
-                    };
-                    // A table reads thousands.
-                    let shown: Vec<_> = group.par_iter().with_min_len(16).map(show).collect::<io::Result<_>>()?;
-                    let (parts, folders): (Vec<_>, Vec<_>) = shown.into_iter().unzip();
-                    let folders = folders.into_iter().flatten().collect();
-                    seal(path, folders, parts.into_iter().flatten().collect())
+                    let (parts, folders) = self.link_several(group, &path)?;
+                    seal(path, folders, parts)
                 })
             }
         }
+    }
+
+    /// Links to what is read by one input, a folder for each artifact. Returns the views among them and the folders that were
+    /// made for the rest.
+    fn link_several(&self, group: &[Input], path: &Path) -> io::Result<(Vec<Arc<View>>, Vec<PathBuf>)> {
+        if !path.is_dir() {
+            fs::create_dir(path)?;
+        }
+        let depth = path.components().count() - self.root().components().count();
+        let show = |input: &Input| -> io::Result<(Option<Arc<View>>, Vec<PathBuf>)> {
+            let place = path.join(input.gathered.as_deref().unwrap_or("all"));
+            if input.shared {
+                let part = self.artifact(input)?;
+                part.show(&place, depth)?;
+                return Ok((Some(part), Vec::new()));
+            }
+            let mut folders = self.link_files(&input.files, &place)?;
+            folders.push(place);
+            Ok((None, folders))
+        };
+        // A table reads thousands.
+        let shown: Vec<_> = group.par_iter().with_min_len(16).map(show).collect::<io::Result<_>>()?;
+        let (parts, folders): (Vec<_>, Vec<_>) = shown.into_iter().unzip();
+        Ok((parts.into_iter().flatten().collect(), folders.into_iter().flatten().collect()))
     }
 
     /// The view of one artifact.
@@ -326,17 +339,22 @@ impl Workshop {
 
 /// Removes what is in a folder; `inputs` and the folders in it stay, emptied.
 fn empty(folder: &Path, depth: usize) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
+    /// From here on it is worth waking other threads.
+    const MANY: usize = 64;
+    let entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
+    let clear = |entry: &fs::DirEntry| {
         if !entry.file_type()?.is_dir() {
-            fs::remove_file(entry.path())?;
+            fs::remove_file(entry.path())
         } else if depth == 1 || (depth == 0 && entry.file_name() == "inputs") {
-            empty(&entry.path(), depth + 1)?;
+            empty(&entry.path(), depth + 1)
         } else {
-            fs::remove_dir_all(entry.path())?;
+            fs::remove_dir_all(entry.path())
         }
+    };
+    match entries.len() {
+        0..MANY => entries.iter().try_for_each(clear),
+        _ => entries.par_iter().with_min_len(16).try_for_each(clear),
     }
-    Ok(())
 }
 
 /// Notes the times of a finished view's folders and takes the right to write away.

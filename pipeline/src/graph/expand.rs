@@ -143,8 +143,9 @@ impl<'a> Builder<'a> {
         let exclude: Vec<&Condition> = exclude.iter().filter(about).collect();
         let when = stage.when.as_ref().and_then(|text| Condition::parse(text).ok());
         let stage_name: Arc<str> = name.into();
+        let defaults = &loaded.kinds[kind].resources;
         let resources: Arc<Resources> =
-            stage.resources.clone().unwrap_or_else(|| loaded.kinds[kind].resources.clone()).into();
+            stage.resources.as_ref().map_or_else(|| defaults.clone(), |own| own.over(defaults)).into();
         let repeats = stage.per.iter().position(|axis| axis == REPEATS);
         let mut params = Params::new(loaded, name, stage, &loaded.kinds[kind]);
         let points = self.points(stage);

@@ -40,6 +40,7 @@ pub(super) fn kind(name: &str, stage: &Stage) -> StageKind {
         sources: ["code", "files"].into_iter().map(source).collect(),
         outputs: stage.outputs.iter().map(|path| OutputSpec { path: path.clone(), purpose: Purpose::Data }).collect(),
         resources: Resources::default(),
+        scales: false,
         code: CodeFingerprint::default(),
     }
 }

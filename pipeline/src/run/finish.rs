@@ -75,7 +75,7 @@ impl Driver<'_, '_, '_> {
         });
         Record {
             key: job.resolved.key,
-            parts: std::mem::take(&mut job.resolved.parts),
+            parts: job.resolved.parts.clone(),
             instance: instance.name.clone(),
             manifest: self.planner.loaded.manifest.name.clone(),
             kind: match crate::manifest::command::is_command(kind) {

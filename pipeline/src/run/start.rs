@@ -14,7 +14,7 @@ impl Driver<'_, '_, '_> {
             let now = Instant::now();
             let gpus_taken = self.gpus_taken_until.is_some_and(|time| time > now);
             let may = |node: NodeIndex| {
-                let waits = gpus_taken && self.planner.graph.dag[node].resources.gpu > 0;
+                let waits = gpus_taken && self.pool.gpus_for(&self.planner.graph.dag[node].resources) > 0;
                 !waits && self.not_before.get(&node).is_none_or(|time| *time <= now)
             };
             let Some(node) = self.schedule.next(&self.pool, &may) else { return Ok(()) };
@@ -51,14 +51,17 @@ impl Driver<'_, '_, '_> {
         }
         let artifacts = &self.artifacts;
         let hit = |needed: NodeIndex| artifacts[needed.index()].as_deref().expect("its inputs are done");
-        let resolved = match self.planner.resolve(node, &hit) {
+        let resolved = match self.planner.resolve(node, key, &hit) {
             Ok(resolved) => resolved,
             Err(diagnostic) => return self.fail(node, diagnostic.message, None),
         };
         if let Some(message) = self.damaged_input(&resolved)? {
             return self.fail(node, message, None);
         }
-        let wanted = self.planner.graph.dag[node].resources.clone();
+        let mut wanted = self.planner.graph.dag[node].resources.clone();
+        if self.planner.kind(node).scales {
+            wanted = Arc::new(self.pool.stretched(&wanted, self.schedule.ready()));
+        }
         let count = self.pool.gpus_for(&wanted);
         let Some(gpus) = self.gpu_leases.take(self.pool.free_gpus(), count) else {
             self.wait_for_gpu(node);

@@ -5,26 +5,25 @@
 //! gives them, not normalised. With `blocks_left` the tokens in front of a ViT's last blocks stand in their place: a training of
 //! those blocks reads no pixel. The metadata names the weights and the preprocessing.
 
+mod encoder;
+
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
+use arrow::array::ArrayRef;
 use arrow::datatypes::Schema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use siteline_cache::Digest;
 use siteline_datasets::raster::Rgb;
 use siteline_pipeline::protocol::{Role, SourceFrom, SourceSpec, StageKind};
-use tch::{Device, Kind, Tensor};
 
-use super::backbone;
 use super::context::Ctx;
 use super::spec::{Spec, input, output};
 use crate::error::{Result, StageError};
 use crate::frame::{self, ROW_GROUP};
-use crate::memo::Memo;
-use crate::model::clip::{Clip, Dense, IMAGE_MEAN, IMAGE_STD, Tower, normalise_pixels, weights};
+use crate::model::clip::{ClipConfig, Dense, IMAGE_MEAN, IMAGE_STD};
 use crate::precision::Precision;
+use encoder::Encoder;
 
 /// Parameters of `clip-features`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -36,7 +35,7 @@ pub struct Params {
     /// features.
     #[schemars(range(min = 0))]
     pub blocks_left: i64,
-    /// Images that go through the encoder at once on a GPU; a CPU takes them one by one.
+    /// Images that go through the encoder at once on a GPU; a CPU takes them one by one, a thread each.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: usize,
     /// Floats that the encoder is run in; features are kept in 32 bits.
@@ -86,72 +85,19 @@ struct Ready {
 /// Weights that are no CLIP, pixels that cannot be read.
 pub fn run(ctx: &Ctx) -> Result<()> {
     let params: Params = ctx.params()?;
-    let (file, settings) = backbone::source(ctx)?;
-    let device = Device::cuda_if_available();
-    let (mut store, clip) = weights::load(&file.path, settings, device)?;
-    if !params.precision.is_full() {
-        store.set_kind(params.precision.kind());
-    }
+    let encoder = Encoder::open(ctx, &params)?;
     let samples = ctx.input("samples")?;
     let rows = read_rows(Ctx::file(samples, "samples.parquet")?)?;
     let pixels = Ctx::file(samples, "pixels.parquet")?;
-    let side = clip.config.image_size;
+    let side = encoder.config().image_size as u32;
     let mask_side: u32 = frame::Reader::open(pixels, None)?.note("side")?;
-    let (d, positions) = (clip.config.embed_dim as usize, (clip.config.grid() * clip.config.grid()) as usize);
-    let columns = match params.blocks_left {
-        0 => vec![("pooled", d), ("dense", positions * d)],
-        _ => vec![("tokens", (positions + 1) * clip.config.vision_width as usize)],
-    };
-    if clip.config.resnet.is_some() && params.dense == Dense::Tokens {
-        return Err(StageError::Request(
-            "a ResNet has no tokens: `dense: values` is its one way to dense features".into(),
-        ));
-    }
-    if params.blocks_left > 0 && (clip.config.resnet.is_some() || params.blocks_left > clip.config.vision_layers) {
-        let message = format!("this backbone's image tower has no {} last blocks", params.blocks_left);
-        return Err(StageError::Request(message));
-    }
-    let mut fields = vec![
-        frame::text_field("id", false),
-        frame::text_field("patient", false),
-        frame::text_field("class", true),
-        frame::text_field("prompt", true),
-        frame::text_field("split", false),
-    ];
-    fields.extend(columns.iter().map(|(name, width)| frame::floats_field(name, *width)));
-    fields.push(frame::bytes_field("mask", frame::packed_length(mask_side)));
-    let schema = Schema::new(fields);
-    let notes = [
-        ("weights", file.digest.to_string()),
-        ("model", serde_json::to_string(&clip.config).expect("a configuration is JSON")),
-        ("grid", clip.config.grid().to_string()),
-        ("embed_dim", d.to_string()),
-        ("mask_side", mask_side.to_string()),
-        ("blocks_left", params.blocks_left.to_string()),
-        ("width", clip.config.vision_width.to_string()),
-        ("dense", serde_json::to_string(&params.dense).expect("a word is JSON")),
-        (
-            "preprocessing",
-            format!(
-                "whole image to {side} x {side}, bicubic (Catmull-Rom, antialiased); mean {IMAGE_MEAN:?}; std {IMAGE_STD:?}"
-            ),
-        ),
-        ("positions", format!("interpolated with antialias {}", settings.antialias)),
-        ("float", "float32, not normalised".to_owned()),
-        ("precision", serde_json::to_string(&params.precision).expect("a word is JSON")),
-    ];
+    let columns = columns(encoder.config(), &params);
+    let (schema, notes) = (schema(&columns, mask_side), notes(&encoder, &params, mask_side));
     let mut writer = frame::Writer::new(&ctx.output("features.parquet"), schema, &notes)?;
     // One thread reads and resizes while this one encodes; the channel keeps it two batches ahead, no more.
     let (sender, ready) = sync_channel::<Result<Ready>>(2);
-    let (path, chunk) = (pixels.to_owned(), params.batch.min(ROW_GROUP));
-    let reader = std::thread::spawn(move || read_ahead(&path, side as u32, mask_side, chunk, &sender));
-    let encoder = Encoder {
-        clip,
-        params: params.clone(),
-        device,
-        memo: ctx.memo(),
-        context: json!([notes, format!("{device:?}"), if device.is_cuda() { params.batch } else { 1 }]),
-    };
+    let (path, chunk) = (pixels.to_owned(), encoder.chunk(ROW_GROUP));
+    let reader = std::thread::spawn(move || read_ahead(&path, side, mask_side, chunk, &sender));
     let (mut done, mut encoded) = (0, 0);
     for batch in ready {
         let batch = batch?;
@@ -161,21 +107,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         let of = rows
             .get(done..done + count)
             .ok_or_else(|| StageError::data(pixels, "it has more rows than samples.parquet"))?;
-        let mut written = vec![
-            frame::texts(of.iter().map(|r| Some(&r.id))),
-            frame::texts(of.iter().map(|r| Some(&r.patient))),
-            frame::texts(of.iter().map(|r| r.class.as_ref())),
-            frame::texts(of.iter().map(|r| r.prompt.as_ref())),
-            frame::texts(of.iter().map(|r| Some(&r.split))),
-        ];
-        let mut from = 0;
-        for (_, width) in &columns {
-            let values = features.iter().flat_map(|f| &f[from..from + width]).copied().collect();
-            written.push(frame::floats(*width, values)?);
-            from += width;
-        }
-        written.push(frame::bytes(batch.masks.iter())?);
-        writer.write(written)?;
+        writer.write(written(of, &features, &columns, &batch.masks)?)?;
         done += count;
         ctx.progress(done, rows.len(), "images");
     }
@@ -185,61 +117,71 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     writer.finish()
 }
 
-/// A CLIP image tower that remembers what it has encoded.
-struct Encoder {
-    clip: Clip,
-    params: Params,
-    device: Device,
-    memo: Memo,
-    /// Everything but the pixels that decides an image's features.
-    context: Value,
-}
+/// Columns of floats, each with its width.
+type Columns = Vec<(&'static str, usize)>;
 
-impl Encoder {
-    /// Pooled and dense features, or tokens, of `count` images, one after the other in one list each, and how many were computed.
-    ///
-    /// An image's features must not depend on its neighbours, or one that was remembered would differ from one that is computed:
-    /// a CPU encodes images one by one, which costs it nothing; a GPU always encodes as many as `batch` says.
-    fn features(&self, pixels: &[u8], count: usize) -> Result<(Vec<Vec<f32>>, usize)> {
-        let length = pixels.len() / count.max(1);
-        let images: Vec<&[u8]> = pixels.chunks(length.max(1)).collect();
-        let key = |image: &&[u8]| self.memo.key(&json!([self.context, Digest::of_bytes(image)]));
-        let keys: Vec<Digest> = images.iter().map(key).collect();
-        let mut features: Vec<Option<Vec<f32>>> =
-            keys.iter().map(|key| self.memo.get(key).map(|b| floats_of(&b))).collect();
-        let missing: Vec<usize> = (0..count).filter(|index| features[*index].is_none()).collect();
-        let at_once = if self.device.is_cuda() { self.params.batch } else { 1 };
-        for group in missing.chunks(at_once) {
-            let padded = (0..at_once).map(|place| images[group.get(place).copied().unwrap_or(group[0])]);
-            let bytes: Vec<u8> = padded.flatten().copied().collect();
-            let batch = normalise_pixels(&bytes, at_once as i64, self.clip.config.image_size, self.device)
-                .to_kind(self.params.precision.kind());
-            let made = tch::no_grad(|| match (&self.clip.vision, self.params.blocks_left) {
-                (Tower::Vit(tower), left) if left > 0 => vec![tower.activations(&batch, left)],
-                (tower, _) => {
-                    let (pooled, dense) = tower.forward(&batch, self.params.dense, None);
-                    vec![pooled, dense]
-                }
-            });
-            for (place, index) in group.iter().enumerate() {
-                let parts = made.iter().map(|part| values(&part.get(place as i64)));
-                let values = parts.collect::<Result<Vec<_>>>()?.concat();
-                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-                self.memo.put(&keys[*index], &bytes);
-                features[*index] = Some(values);
-            }
-        }
-        Ok((features.into_iter().flatten().collect(), missing.len()))
+fn columns(config: &ClipConfig, params: &Params) -> Columns {
+    let (d, positions) = (config.embed_dim as usize, (config.grid() * config.grid()) as usize);
+    match params.blocks_left {
+        0 => vec![("pooled", d), ("dense", positions * d)],
+        _ => vec![("tokens", (positions + 1) * config.vision_width as usize)],
     }
 }
 
-fn floats_of(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect()
+fn schema(columns: &Columns, mask_side: u32) -> Schema {
+    let mut fields = vec![
+        frame::text_field("id", false),
+        frame::text_field("patient", false),
+        frame::text_field("class", true),
+        frame::text_field("prompt", true),
+        frame::text_field("split", false),
+    ];
+    fields.extend(columns.iter().map(|(name, width)| frame::floats_field(name, *width)));
+    fields.push(frame::bytes_field("mask", frame::packed_length(mask_side)));
+    Schema::new(fields)
 }
 
-fn values(tensor: &Tensor) -> Result<Vec<f32>> {
-    let flat = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().view(-1);
-    Ok(Vec::<f32>::try_from(flat)?)
+/// What the file says of itself.
+fn notes(encoder: &Encoder, params: &Params, mask_side: u32) -> Vec<(&'static str, String)> {
+    let config = encoder.config();
+    let side = config.image_size;
+    let mut notes = encoder.notes().to_vec();
+    notes.extend([
+        ("grid", config.grid().to_string()),
+        ("embed_dim", config.embed_dim.to_string()),
+        ("mask_side", mask_side.to_string()),
+        ("blocks_left", params.blocks_left.to_string()),
+        ("width", config.vision_width.to_string()),
+        ("dense", serde_json::to_string(&params.dense).expect("a word is JSON")),
+        (
+            "preprocessing",
+            format!(
+                "whole image to {side} x {side}, bicubic (Catmull-Rom, antialiased); mean {IMAGE_MEAN:?}; std {IMAGE_STD:?}"
+            ),
+        ),
+        ("float", "float32, not normalised".to_owned()),
+        ("precision", serde_json::to_string(&params.precision).expect("a word is JSON")),
+    ]);
+    notes
+}
+
+/// One batch as Parquet columns, in the order of the schema.
+fn written(of: &[Row], features: &[Vec<f32>], columns: &Columns, masks: &[Vec<u8>]) -> Result<Vec<ArrayRef>> {
+    let mut written = vec![
+        frame::texts(of.iter().map(|r| Some(&r.id))),
+        frame::texts(of.iter().map(|r| Some(&r.patient))),
+        frame::texts(of.iter().map(|r| r.class.as_ref())),
+        frame::texts(of.iter().map(|r| r.prompt.as_ref())),
+        frame::texts(of.iter().map(|r| Some(&r.split))),
+    ];
+    let mut from = 0;
+    for (_, width) in columns {
+        let values = features.iter().flat_map(|f| &f[from..from + width]).copied().collect();
+        written.push(frame::floats(*width, values)?);
+        from += width;
+    }
+    written.push(frame::bytes(masks.iter())?);
+    Ok(written)
 }
 
 fn read_rows(path: &Path) -> Result<Vec<Row>> {

@@ -9,6 +9,10 @@ use crate::fingerprint;
 /// Kinds that use a GPU where there is one. The others see none, so that GPUs hold what was leased and nothing else.
 const WANTS_GPU: [&str; 3] = ["clip-features", "train", "phantom-clip"];
 
+/// Kinds that hand each thread whole images: the number of threads changes no bit. libtorch's own operations add up in another
+/// order with another number of threads, so what trains is not among them.
+const SCALES: [&str; 3] = ["clip-features", "ingest", "phantoms"];
+
 /// A kind's specification without what is the same for all.
 pub struct Spec {
     /// The name in `uses`.
@@ -37,7 +41,8 @@ impl From<Spec> for StageKind {
             sources: spec.sources,
             requires: spec.requires,
             outputs: spec.outputs,
-            resources: Resources { gpu: usize::from(WANTS_GPU.contains(&spec.name)), ..Resources::default() },
+            resources: Resources { gpu: WANTS_GPU.contains(&spec.name).then_some(1), ..Resources::default() },
+            scales: SCALES.contains(&spec.name),
             code: fingerprint::of(spec.name),
         }
     }
