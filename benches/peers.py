@@ -31,7 +31,8 @@ def libraries():
     return dict(os.environ, OMP_NUM_THREADS=str(os.cpu_count()))
 
 
-def build_example(root, package, name):
+def build_example(root, name):
+    """Builds an example with the features of the whole workspace, so that nothing of it is built twice."""
     environment = dict(os.environ, CARGO_TARGET_DIR=TARGET, LIBTORCH=libtorch())
-    build = ["cargo", "build", "--release", "--quiet", "-p", package, "--example", name]
+    build = ["cargo", "build", "--release", "--quiet", "--workspace", "--example", name]
     subprocess.run(build, cwd=root, env=environment, check=True)

@@ -129,25 +129,18 @@ fn line(event: &Event) -> Option<String> {
         },
         Event::Failed { instance, message, log } => {
             let log = log.as_ref().map(|path| format!("\n  log: {}", path.display())).unwrap_or_default();
-            format!("FAILED  {instance}: {}{log}", printable(message))
+            format!("FAILED  {instance}: {message}{log}")
         }
         Event::Retries { instance, message, attempt, attempts, in_seconds } => {
-            let message = printable(message);
             format!("again   {instance}: {message}; attempt {attempt} of {attempts} in {in_seconds:.0} s")
         }
         Event::Blocked { instance, by } => format!("blocked {instance} (by {by})"),
-        Event::Warning { instance, text } => format!("warning {instance}: {}", printable(text)),
+        Event::Warning { instance, text } => format!("warning {instance}: {text}"),
         Event::WaitsForGpu { instance } => format!("waits   {instance} (another run has the GPU)"),
         Event::WaitsForRun { instance, owner } => format!("waits   {instance} (computed by {owner})"),
         Event::Stopping => "stopping; what is finished is kept".to_owned(),
         Event::Progress { .. } | Event::Ended { .. } => return None,
     })
-}
-
-/// What stages say must not steer the terminal.
-fn printable(text: &str) -> String {
-    let plain = |c: char| !c.is_control() || c == '\n' || c == '\t';
-    text.chars().map(|c| if plain(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
 }
 
 /// A line on standard error. A reader that went away is no reason to stop a run.

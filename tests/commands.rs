@@ -142,11 +142,21 @@ fn a_stage_that_hangs_is_ended_at_its_timeout() {
 
 #[test]
 fn children_that_a_stage_leaves_end_with_it() {
-    let manifest = "stages: {fork: {run: \"sleep 611 & setsid sleep 612 & echo x >out\", outputs: [out]}}\n";
-    let space = Space::of_commands(manifest);
+    // Each child says its number once it is at work; the stage ends when both have.
+    let child = "sh -c 'echo $$ >>PIDS; exec sleep 600' &";
+    let run = format!("{child} setsid {child} while [ $(wc -l <PIDS) -lt 2 ]; do sleep 0.05; done; echo x >out");
+    let space = Space::of_commands(&format!("stages:\n  fork:\n    run: >-\n      {run}\n    outputs: [out]\n"));
+    let pids = space.path("pids");
+    std::fs::write(&pids, "").unwrap();
+    space.edit("siteline.yaml", "PIDS", pids.to_str().unwrap());
     let began = Instant::now();
     assert_eq!(space.executed(&[]).len(), 1);
     assert!(began.elapsed() < Duration::from_secs(60), "it waited for the children");
+    let children = std::fs::read_to_string(&pids).unwrap();
+    assert_eq!(children.lines().count(), 2, "the children never were");
+    for pid in children.lines() {
+        space.assert_ended(pid);
+    }
     space.assert_no_process();
 }
 
@@ -258,6 +268,8 @@ fn a_sandbox_shows_what_is_declared_and_nothing_else() {
         return skipped("there is no bubblewrap here that may make a sandbox");
     }
     assert!(said.stderr.contains("done    good") && said.stderr.contains("FAILED  reads"), "{}", said.stderr);
+    assert!(said.stderr.contains("FAILED  writes"), "a write that went nowhere was not noticed: {}", said.stderr);
+    assert!(space.run(&["log", "writes"]).stdout.contains("Read-only file system"), "the log does not say why");
     assert!(!space.path("stray").exists(), "a command wrote outside its directory");
 }
 

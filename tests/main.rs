@@ -13,6 +13,7 @@ mod manifest;
 mod methods;
 mod oracle;
 mod pack;
+mod packs;
 mod people;
 mod python;
 mod real_images;

@@ -51,3 +51,25 @@ fn a_packs_parameters_and_failures_are_told_like_any_others() {
     let said = space.run(&["plan"]);
     assert!(said.code == 2 && said.stderr.contains("does not describe its stage kinds"), "{}", said.stderr);
 }
+
+#[test]
+fn work_that_scales_gets_the_idle_slots_and_what_is_fixed_stays() {
+    let threads = |resources: Option<&str>, kind: &str| {
+        let space = example();
+        space.edit("summarise.py", "\"resources\": {\"cpu\": 1},", kind);
+        // What it was given stands where its result was.
+        space.edit("summarise.py", "json.dump(summary,", "json.dump([request['threads'], request['gpus']],");
+        let mut arguments = vec!["run", "--plain", "-j", "6", "--gpus", "7"];
+        let set = resources.map(|resources| format!("stages.summary.resources={resources}"));
+        arguments.extend(set.iter().flat_map(|set| ["--set", set.as_str()]));
+        let said = space.run(&arguments);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        String::from_utf8(space.output("summary", "summary.json")).unwrap()
+    };
+    let scales = "\"resources\": {}, \"scales\": True,";
+    assert_eq!(threads(None, scales), "[6, []]");
+    assert_eq!(threads(None, "\"resources\": {},"), "[1, []]");
+    assert_eq!(threads(Some("{cpu: 4}"), scales), "[4, []]");
+    // What the manifest does not name stays as the kind says.
+    assert_eq!(threads(Some("{memory: 1 MB}"), "\"resources\": {\"cpu\": 3, \"gpu\": 1},"), "[3, [\"7\"]]");
+}

@@ -1,6 +1,6 @@
 //! What people look at: histories, differences, checks, events, manual pages.
 
-use crate::space::Space;
+use crate::space::{Said, Space};
 
 const SWEEP: &str = r#"
 axes: {seed: [0, 1]}
@@ -87,35 +87,66 @@ fn only_except_and_from_choose_what_runs() {
     assert!(wrong.stderr.contains("the values of `seed` are: `0`, `1`"), "{}", wrong.stderr);
 }
 
+/// Holds each value to a schema. A validator in Rust would have the whole workspace built once more with other features.
+fn fit(space: &Space, schema: &serde_json::Value, values: &[serde_json::Value]) {
+    let Some(python) = std::env::var_os("SITELINE_TEST_PYTHON") else {
+        return crate::space::skipped("no Python with jsonschema: JSON is not held to its schemas");
+    };
+    space.write("schema.json", schema.to_string());
+    space.write("values.json", serde_json::Value::from(values).to_string());
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/fit_schema.py");
+    let files = [space.path("schema.json"), space.path("values.json")];
+    let output = std::process::Command::new(python).arg(script).args(files).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn schema(space: &Space, which: &str) -> serde_json::Value {
+    serde_json::from_str(&space.run(&["schema", which]).stdout).unwrap()
+}
+
+/// A run in which nearly everything happens that can, and one of two runs at once that waits for the other.
 #[test]
-fn events_are_json_that_fits_its_schema() {
-    let space = Space::of_commands(SWEEP);
-    let said = space.run(&["run", "--json"]);
-    assert_eq!(said.code, 0, "{}", said.stderr);
-    let events: Vec<serde_json::Value> = said.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(events.first().unwrap()["event"], "began");
-    assert_eq!(events.last().unwrap()["event"], "ended");
-    let schema: serde_json::Value = serde_json::from_str(&space.run(&["schema", "--events"]).stdout).unwrap();
-    let known: Vec<&str> = schema["oneOf"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|e| e["properties"]["event"]["const"].as_str().unwrap())
-        .collect();
-    for event in &events {
-        let name = event["event"].as_str().unwrap();
-        let place =
-            known.iter().position(|known| *known == name).unwrap_or_else(|| panic!("{name} is not in the schema"));
-        for field in schema["oneOf"][place]["required"].as_array().unwrap() {
-            assert!(event.get(field.as_str().unwrap()).is_some(), "{event} lacks {field}");
-        }
+fn events_summaries_and_plans_are_json_that_fits_its_schema() {
+    let space = crate::packs::space(
+        "  fine: {uses: odd}\n  tells: {run: \"echo ::progress 1/2 parts; echo ::metric m 1; echo ::warning w; echo x >out\", outputs: [out]}\n  slow: {run: \"sleep 2; echo x >out\", outputs: [out]}\n  bad: {uses: odd, with: {how: segv}, retry: {attempts: 2, backoff: 1s}}\n  behind: {run: echo >out, needs: {x: bad}, outputs: [out]}\n",
+    );
+    let plan: serde_json::Value = serde_json::from_str(&space.run(&["plan", "--json"]).stdout).unwrap();
+    fit(&space, &schema(&space, "--plan"), &[plan]);
+    let start = || {
+        let mut command = space.command(&["run", "--json", "-j", "2"]);
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let both = [start(), start()].map(|child| Said::from(child.wait_with_output().unwrap()));
+    let events: Vec<serde_json::Value> =
+        both.iter().flat_map(|said| said.stdout.lines()).map(|line| serde_json::from_str(line).unwrap()).collect();
+    fit(&space, &schema(&space, "--events"), &events);
+    let seen: std::collections::BTreeSet<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    for kind in [
+        "began",
+        "started",
+        "finished",
+        "failed",
+        "retries",
+        "blocked",
+        "warning",
+        "progress",
+        "waits-for-run",
+        "ended",
+    ] {
+        assert!(seen.contains(kind), "no `{kind}` among {seen:?}");
     }
-    let run = std::fs::read_dir(space.path(".siteline/runs")).unwrap().next().unwrap().unwrap().path();
-    let summary: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(run.join("summary.json")).unwrap()).unwrap();
-    assert_eq!(summary["executed"].as_array().unwrap().len(), 3);
-    let schema: serde_json::Value = serde_json::from_str(&space.run(&["schema", "--summary"]).stdout).unwrap();
-    assert!(schema["required"].as_array().unwrap().iter().all(|field| summary.get(field.as_str().unwrap()).is_some()));
+    let summaries: Vec<serde_json::Value> = std::fs::read_dir(space.path(".siteline/runs"))
+        .unwrap()
+        .map(|run| std::fs::read_to_string(run.unwrap().path().join("summary.json")).unwrap())
+        .map(|text| serde_json::from_str(&text).unwrap())
+        .collect();
+    assert_eq!(summaries.len(), 2);
+    fit(&space, &schema(&space, "--summary"), &summaries);
+    let plan: serde_json::Value = serde_json::from_str(&space.run(&["plan", "--json"]).stdout).unwrap();
+    fit(&space, &schema(&space, "--plan"), std::slice::from_ref(&plan));
+    let states: std::collections::BTreeSet<&str> =
+        plan["instances"].as_array().unwrap().iter().map(|i| i["state"].as_str().unwrap()).collect();
+    assert_eq!(states, std::collections::BTreeSet::from(["cached", "run", "wait"]));
 }
 
 #[test]
@@ -208,9 +239,19 @@ fn an_absurd_sweep_is_refused_with_its_size() {
         said.stderr
     );
     let bomb = "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c, *c, *c, *c, *c]\ne: &e [*d, *d, *d, *d, *d, *d, *d]\nf: &f [*e, *e, *e, *e, *e, *e, *e]\ng: [*f, *f, *f, *f, *f, *f, *f, *f]\n";
-    let space = Space::of_commands(bomb);
-    let said = space.run(&["plan"]);
-    assert_eq!(said.code, 2, "{}", said.stdout);
+    // Nothing else is wrong with it: a command's parameters may be anything.
+    let manifest = |parameters: &str| {
+        let inner: String = parameters.lines().map(|line| format!("      {line}\n")).collect();
+        format!("stages:\n  fit:\n    run: echo >out\n    outputs: [out]\n    with:\n{inner}")
+    };
+    assert_eq!(Space::of_commands(&manifest("a: &a [x, x]\ng: [*a, *a]\n")).run(&["plan"]).code, 0);
+    let space = Space::of_commands(&manifest(bomb));
+    // In an address space of 1 GB: it would take tens.
+    let words = format!("ulimit -v 1000000; exec '{}' plan", crate::space::siteline().display());
+    let output = std::process::Command::new("sh").args(["-c", &words]).current_dir(space.root()).output().unwrap();
+    let said = crate::space::Said::from(output);
+    assert_eq!(said.code, 2, "{}{}", said.stdout, said.stderr);
+    assert!(said.stderr.contains("alias") || said.stderr.contains("budget"), "{}", said.stderr);
 }
 
 #[test]

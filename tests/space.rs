@@ -208,6 +208,18 @@ impl Space {
         panic!("processes outlive their run: {:?}", self.processes());
     }
 
+    /// Asserts that a process has ended, waited for by its parent or not.
+    pub fn assert_ended(&self, pid: &str) {
+        for _ in 0..100 {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            if stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z')) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        panic!("the process {pid} outlives its run");
+    }
+
     /// Every artifact that is up to date: instance to the outputs of its record.
     pub fn artifacts(&self) -> BTreeMap<String, serde_json::Value> {
         let said = self.run(&["plan", "--json"]);

@@ -6,6 +6,7 @@
 """
 
 import os
+import pathlib
 import sys
 import time
 
@@ -18,10 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 
-MODEL = "ViT-B-16-quickgelu"
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import tower
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
 
 class Files(Dataset):
@@ -36,29 +37,11 @@ class Files(Dataset):
         return index, torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def encode(tower, pixels):
-    """Pooled and dense features: the last block once whole, and once on its value path (MaskCLIP)."""
-    x = tower.conv1(pixels).flatten(2).transpose(1, 2)
-    x = torch.cat([tower.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
-    x = tower.ln_pre(x + tower.positional_embedding.to(x.dtype))
-    *early, last = tower.transformer.resblocks
-    for block in early:
-        x = block(x)
-    pooled = tower.ln_post(last(x)[:, 0]) @ tower.proj
-    width = x.shape[-1]
-    attention = last.attn
-    values = torch.nn.functional.linear(
-        last.ln_1(x[:, 1:]), attention.in_proj_weight[2 * width:], attention.in_proj_bias[2 * width:])
-    v = x[:, 1:] + attention.out_proj(values)
-    v = v + last.mlp(last.ln_2(v))
-    return pooled, tower.ln_post(v) @ tower.proj
-
-
 def main():
     what = sys.argv[1]
     if what == "weights":
         torch.manual_seed(0)
-        model = open_clip.create_model(MODEL)
+        model = open_clip.create_model(tower.MODEL)
         save_file({name: value.contiguous() for name, value in model.state_dict().items() if name != "attn_mask"}, sys.argv[2])
     elif what == "images":
         folder, count = sys.argv[2], int(sys.argv[3])
@@ -72,10 +55,10 @@ def main():
             Image.fromarray(mask).save(f"{folder}/masks/{index:04}.png")
     else:
         weights, folder, out, batch = sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5])
-        model = open_clip.create_model(MODEL)
+        model = open_clip.create_model(tower.MODEL)
         model.load_state_dict(load_file(weights))
         kind = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-        tower = model.visual.eval().to(DEVICE, kind)
+        visual = model.visual.eval().to(DEVICE, kind)
         began = time.perf_counter()
         workers = min(4, os.cpu_count())
         loader = DataLoader(Files(folder), batch, num_workers=workers, pin_memory=DEVICE == "cuda", prefetch_factor=2)
@@ -84,8 +67,8 @@ def main():
         column = lambda x: pa.FixedSizeListArray.from_arrays(pa.array(x.float().cpu().numpy().reshape(-1)), x[0].numel())
         with torch.inference_mode(), pq.ParquetWriter(out, schema, compression="zstd") as writer:
             for ids, pixels in loader:
-                normal = ((pixels / 255 - MEAN) / STD).to(DEVICE, kind, non_blocking=True)
-                pooled, dense = encode(tower, normal)
+                normal = ((pixels / 255 - tower.MEAN) / tower.STD).to(DEVICE, kind, non_blocking=True)
+                pooled, dense = tower.encode(visual, normal)
                 writer.write_table(pa.table([pa.array(ids.numpy()), column(pooled), column(dense)], schema=schema))
         print(time.perf_counter() - began)
 

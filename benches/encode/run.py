@@ -47,7 +47,7 @@ def main():
     parser.add_argument("--siteline", default=f"{TARGET}/release/siteline")
     options = parser.parse_args()
     python = options.python or torch_python()
-    build_example(ROOT, "siteline-stages", "encode")
+    build_example(ROOT, "encode")
     reference = [python, f"{HERE}/reference.py"]
     best = {}
 

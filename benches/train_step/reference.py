@@ -11,6 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from pixels import Causal, ClipSeg, Frozen, Unet, fourier, mixstyle, randconv
+
+# Networks of their own, and methods that share the head behind a frozen encoder.
+OWN = {"unet": Unet, "clipseg": ClipSeg}
+FROZEN = ("mixstyle", "fourier", "randconv")
 SITES, D, N, SIDE, M, K, WIDTH = 4, 512, 196, 224, 12, 3, 256
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -76,29 +81,6 @@ class Layer(nn.Module):
         return x + self.ffn(self.ln_2(x))
 
 
-class Unet(nn.Module):
-    def __init__(self, width=16):
-        super().__init__()
-        c = [width << i for i in range(5)]
-        two = lambda i, o: nn.Sequential(
-            nn.Conv2d(i, o, 3, padding=1), nn.GroupNorm(8, o), nn.ReLU(inplace=True),
-            nn.Conv2d(o, o, 3, padding=1), nn.GroupNorm(8, o), nn.ReLU(inplace=True))
-        self.down = nn.ModuleList([two(3, c[0])] + [two(c[i - 1], c[i]) for i in range(1, 5)])
-        self.grow = nn.ModuleList([nn.ConvTranspose2d(c[i + 1], c[i], 2, 2) for i in range(4)])
-        self.up = nn.ModuleList([two(2 * c[i], c[i]) for i in range(4)])
-        self.last = nn.Conv2d(c[0], 1, 1)
-
-    def forward(self, pixels):
-        x = self.down[0](pixels.float() / 127.5 - 1)
-        skips = [x]
-        for down in self.down[1:]:
-            skips.append(down(F.max_pool2d(skips[-1], 2)))
-        x = skips.pop()
-        for i in (3, 2, 1, 0):
-            x = self.up[i](torch.cat([skips.pop(), self.grow[i](x)], 1))
-        return self.last(x)
-
-
 class Texts(nn.Module):
     """CoOp: sixteen learned words in front of four names, through ViT-B/16's text tower."""
 
@@ -120,12 +102,14 @@ class Model(nn.Module):
     def __init__(self, method):
         super().__init__()
         self.method = method
-        if method == "unet":
-            self.unet = Unet()
+        if method in OWN:
+            self.network = OWN[method]()
         elif method == "coop":
             self.texts = Texts()
         else:
             self.adapter, self.head = Adapter(), Head()
+        if method in FROZEN:
+            self.frozen = Frozen()
         if method == "mcdrl":
             self.layers, self.gate = nn.ModuleList([Layer() for _ in range(3)]), nn.Parameter(torch.zeros(()))
             z, classes, targets = unit(torch.randn(M, D)), unit(torch.randn(K, D)), torch.randn(K, D)
@@ -143,11 +127,8 @@ class Model(nn.Module):
     def loss(self, batch):
         pooled, dense, masks, labels = batch
         method = self.method
-        if method == "unet":
-            logit = self.unet(dense)[:, 0]
-            p, truth = logit.sigmoid(), masks.float()
-            dice = 1 - (2 * (p * truth).sum((1, 2)) + 1e-5) / (p.sum((1, 2)) + truth.sum((1, 2)) + 1e-5)
-            return F.binary_cross_entropy_with_logits(logit, truth) + dice.mean()
+        if method in OWN:
+            return self.network.loss(dense, masks)
         if method == "coop":
             maps = unit(dense) @ self.texts().T * 100
             maps = torch.cat([maps[..., :1], maps[..., 1:].logsumexp(-1, keepdim=True)], -1)
@@ -156,14 +137,14 @@ class Model(nn.Module):
             return F.cross_entropy(F.interpolate(maps, size=(SIDE, SIDE), mode="bilinear"), masks)
         if method == "mcdrl":
             return self.mcdrl(self.adapter(pooled), self.adapter(dense), masks, labels)
-        if method == "mixstyle-feature" and torch.rand(()) < 0.5:
-            mean, std = dense.mean(1, keepdim=True), (dense.var(1, keepdim=True) + 1e-6).sqrt()
-            share = torch.distributions.Beta(0.1, 0.1).sample((len(dense), 1, 1)).to(DEVICE)
-            other = torch.randperm(len(dense), device=DEVICE)
-            normal = (dense - mean) / std
-            dense = normal * (share * std + (1 - share) * std[other]) + share * mean + (1 - share) * mean[other]
+        if method in FROZEN:
+            # Siteline adapts the pooled feature as well.
+            pooled, dense = self.frozen(dense, mixstyle if method == "mixstyle" else None)
+            masks = masks.repeat(len(dense) // len(masks), 1, 1)
+        if method == "mixstyle-feature":
+            dense = mixstyle(dense)
         features, logits = self.shared(dense)
-        if method in ("erm", "sam", "mixstyle-feature"):
+        if method in ("erm", "sam", "swad", "mixstyle-feature", *FROZEN):
             return F.cross_entropy(logits, masks)
         if method == "dann":
             return F.cross_entropy(logits, masks) - self.confusion(features)
@@ -197,7 +178,7 @@ class Model(nn.Module):
     def mcdrl(self, image, features, masks, labels):
         with torch.no_grad():
             similarity = (unit(features) @ self.classes.T).amax(-1)
-            kept = similarity.sort(1, descending=True, stable=True)[1][:, :(features.shape[1] + 1) // 2]
+            kept = similarity.sort(dim=1, descending=True, stable=True)[1][:, :(features.shape[1] + 1) // 2]
         index = kept[..., None].expand(-1, -1, D)
         x = features.gather(1, index)
         for layer in self.layers:
@@ -208,58 +189,145 @@ class Model(nn.Module):
         return F.cross_entropy(logits, masks) + 0.5 * causal + 0.1 * contrast
 
 
-def main():
-    method, epochs = sys.argv[1], int(sys.argv[2])
-    torch.manual_seed(0)
-    images, batch = (8, 4) if method == "unet" else (24, 16)
-    n = SITES * images
-    dense = torch.randint(256, (n, 3, SIDE, SIDE), dtype=torch.uint8) if method == "unet" else torch.randn(n, N, D)
-    tensors = [torch.randn(n, D), dense, (torch.randn(n, SIDE, SIDE) > 1).long(), torch.arange(n) % K]
-    data = Batches(tensors, images, batch)
-    loader = DataLoader(data, batch_size=None, shuffle=False, num_workers=0, pin_memory=DEVICE == "cuda")
-    model = Model(method).to(DEVICE)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    own = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("discriminator.")]
-    adam = lambda params: torch.optim.AdamW(params, lr=0.005, weight_decay=0.01, fused=True)
-    optimisers = [adam(own)]
-    if method == "dann":
-        optimisers.append(adam(model.discriminator.parameters()))
+class Changed(Batches):
+    """Batches whose pixels a method changes before the model sees them."""
 
-    def forward(batch):
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
-            return model.loss(batch)
+    def __init__(self, change, *args):
+        self.change = change
+        super().__init__(*args)
 
-    def step(batch):
-        batch = [x.to(DEVICE, non_blocking=True) for x in batch]
-        loss = forward(batch)
-        loss.backward()
-        if method == "sam":
-            with torch.no_grad():
-                norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
-                moves = [p.grad * (0.05 / norm) for p in trained]
-                torch._foreach_add_(trained, moves)
-            model.zero_grad()
-            forward(batch).backward()
-            with torch.no_grad():
-                torch._foreach_sub_(trained, moves)
-        torch.nn.utils.clip_grad_norm_(own, 1.0)
-        optimisers[0].step()
-        model.zero_grad()
+    def __getitem__(self, step):
+        pooled, pixels, *rest = super().__getitem__(step)
+        return [pooled, self.change(pixels), *rest]
+
+
+def work(method):
+    """Images of each site, images of a batch, and their side in pixels; none where features are read."""
+    if method == "causalclipseg":
+        return 2, 4, 96
+    if method in OWN or method in FROZEN:
+        return 8, 4 if method == "unet" else 8, SIDE
+    return 24, 16, None
+
+
+def adam(groups):
+    return torch.optim.AdamW(groups, lr=0.005, weight_decay=0.01, fused=True)
+
+
+def clipped_step(optimiser, params):
+    torch.nn.utils.clip_grad_norm_(params, 1.0)
+    optimiser.step()
+    for p in params:
+        p.grad = None
+
+
+class Training:
+    """A method's model with its optimisers; `step` takes a batch."""
+
+    def __init__(self, method):
+        self.method, self.model = method, Model(method).to(DEVICE)
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self.own = [p for name, p in named if not name.startswith("discriminator.")]
+        self.optimiser = adam(self.own)
+        self.mean, self.steps = None, 0
         if method == "dann":
-            features, _ = model.shared(batch[1])
-            model.confusion(features.detach()).backward()
-            torch.nn.utils.clip_grad_norm_(model.discriminator.parameters(), 1.0)
-            optimisers[1].step()
-            model.zero_grad()
+            self.of_discriminator = list(self.model.discriminator.parameters())
+            self.second = adam(self.of_discriminator)
+
+    def forward(self, batch):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
+            return self.model.loss(batch)
+
+    def step(self, batch):
+        loss = self.forward(batch)
+        loss.backward()
+        if self.method == "sam":
+            with torch.no_grad():
+                norm = torch.nn.utils.get_total_norm([p.grad for p in self.own])
+                moves = [p.grad * (0.05 / norm) for p in self.own]
+                torch._foreach_add_(self.own, moves)
+            self.model.zero_grad()
+            self.forward(batch).backward()
+            with torch.no_grad():
+                torch._foreach_sub_(self.own, moves)
+        clipped_step(self.optimiser, self.own)
+        self.model.zero_grad()
+        if self.method == "dann":
+            features, _ = self.model.shared(batch[1])
+            self.model.confusion(features.detach()).backward()
+            clipped_step(self.second, self.of_discriminator)
+            self.model.zero_grad()
+        if self.method == "swad":
+            with torch.no_grad():
+                self.steps += 1
+                if self.mean is None:
+                    self.mean = [p.clone() for p in self.own]
+                torch._foreach_lerp_(self.mean, self.own, 1 / self.steps)
         # What is told of every step, as everywhere.
         return loss.item()
 
+    def end_epoch(self, held_back):
+        """SWAD looks at the loss on validation images behind every epoch."""
+        if self.method == "swad":
+            with torch.no_grad():
+                self.forward(held_back).item()
+
+
+class Alternation:
+    """CausalCLIPSeg: an update of all but the maskers, then one of the maskers."""
+
+    def __init__(self, side):
+        self.network = Causal(side, DEVICE)
+        self.ids = torch.zeros(4, 32, dtype=torch.long, device=DEVICE)
+        self.ids[:, :9] = torch.tensor([49406, 320, 6833, 335, 530, 550, 13476, 23869, 49407])
+        self.network.forward(torch.zeros(4, 3, side, side, device=DEVICE), self.ids)
+        variables = self.network.variables()
+        of_clip = lambda name: ".backbone." in name and "positional_embedding" not in name
+        self.maskers = [p for name, p in variables.items() if ".masker_" in name]
+        slow = [p for name, p in variables.items() if of_clip(name)]
+        fast = [p for name, p in variables.items() if ".masker_" not in name and not of_clip(name)]
+        self.rest = slow + fast
+        self.first, self.second = adam([{"params": fast}, {"params": slow, "lr": 0.0005}]), adam(self.maskers)
+
+    def update(self, batch, sign, params, optimiser):
+        _, pixels, masks, _ = batch
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
+            sup, inf = self.network.losses(pixels, masks, self.ids)
+        loss = 0.5 * sup + sign * 0.5 * inf
+        for p, gradient in zip(params, torch.autograd.grad(loss, params)):
+            p.grad = gradient
+        clipped_step(optimiser, params)
+        return loss.item()
+
+    def step(self, batch):
+        self.update(batch, 1, self.rest, self.first)
+        return self.update(batch, -1, self.maskers, self.second)
+
+    def end_epoch(self, held_back):
+        pass
+
+
+def main():
+    method, epochs = sys.argv[1], int(sys.argv[2])
+    torch.manual_seed(0)
+    images, batch, side = work(method)
+    n = SITES * images
+    seen = torch.randint(256, (n, 3, side, side), dtype=torch.uint8) if side else torch.randn(n, N, D)
+    of_mask = side or SIDE
+    tensors = [torch.randn(n, D), seen, (torch.randn(n, of_mask, of_mask) > 1).long(), torch.arange(n) % K]
+    changes = {"fourier": lambda pixels: fourier(pixels, SITES), "randconv": randconv}
+    data = Changed(changes[method], tensors, images, batch) if method in changes else Batches(tensors, images, batch)
+    loader = DataLoader(data, batch_size=None, shuffle=False, num_workers=0, pin_memory=DEVICE == "cuda")
+    training = Alternation(side) if method == "causalclipseg" else Training(method)
+    to_device = lambda batch: [x.to(DEVICE, non_blocking=True) for x in batch]
+    held_back = to_device([tensor[:SITES] for tensor in tensors])
     times = []
     for _ in range(epochs):
         began = time.perf_counter()
         data.shuffle()
         for found in loader:
-            step(found)
+            training.step(to_device(found))
+        training.end_epoch(held_back)
         times.append((time.perf_counter() - began) / len(data))
     print(min(times[1:]))
 

@@ -18,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, os.path.dirname(HERE))
 from peers import TARGET, build_example, libraries, torch_python
 
-METHODS = "erm,groupdro,vrex,irm,coral,dann,sam,mixstyle-feature,coop,mcdrl,unet"
+METHODS = "erm,groupdro,vrex,irm,coral,dann,sam,swad,mixstyle-feature,coop,mcdrl,mixstyle,fourier,randconv,clipseg,unet,causalclipseg"
 
 
 def seconds(command):
@@ -34,7 +34,7 @@ def main():
     parser.add_argument("--python", default=None)
     options = parser.parse_args()
     python = options.python or torch_python()
-    build_example(ROOT, "siteline-stages", "train_step")
+    build_example(ROOT, "train_step")
     print(f"{'method':18} {'siteline':>10} {'PyTorch':>10} {'ratio':>6}   (seconds a step; ratio: PyTorch's over Siteline's)")
     for method in options.methods.split(","):
         commands = {

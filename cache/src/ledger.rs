@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -56,6 +57,9 @@ impl Ledger {
 
     fn try_open(path: &Path) -> Result<Self> {
         let wrap = Self::wrap(path);
+        // SQLite would make it writable for its owner alone, whatever the store's folders say; its other files follow this one.
+        let mut made = std::fs::OpenOptions::new();
+        drop(made.append(true).create(true).mode(0o666).open(path).map_err(StoreError::io("write", path))?);
         let connection = Connection::open(path).map_err(&wrap)?;
         connection.busy_timeout(Duration::from_secs(60)).map_err(&wrap)?;
         // The write-ahead log lets readers go on while a run writes. What a power cut may take is made anew from the records.

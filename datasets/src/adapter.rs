@@ -96,7 +96,7 @@ pub fn samples(site: &str, settings: &SiteSettings, files: &SiteFiles) -> Result
     };
     let class = Reader::new(site, "class", settings.class.as_ref(), table.as_ref())?;
     let patient = Reader::new(site, "patient", settings.patient.as_ref(), table.as_ref())?;
-    let prompt = Reader::new(site, "prompt", settings.prompt.as_ref(), table.as_ref())?;
+    let prompt = Reader::new(site, PROMPT, settings.prompt.as_ref(), table.as_ref())?;
     let group = settings.patient_group.as_deref().unwrap_or(site);
     files
         .images
@@ -118,6 +118,9 @@ pub fn samples(site: &str, settings: &SiteSettings, files: &SiteFiles) -> Result
         })
         .collect()
 }
+
+/// The attribute that an image may do without.
+const PROMPT: &str = "prompt";
 
 /// A CSV file by its key column.
 struct Table {
@@ -169,7 +172,8 @@ enum Reader<'a> {
     Absent,
     Fixed(&'a str),
     Name(Regex, &'a str, &'static str),
-    Column(&'a Table, usize),
+    /// Table, column, and whether an image may be missing there.
+    Column(&'a Table, usize, bool),
 }
 
 impl<'a> Reader<'a> {
@@ -203,7 +207,8 @@ impl<'a> Reader<'a> {
                     path: table.path.clone(),
                     reason: format!("it has no column `{column}`; its columns are {}", table.columns.join(", ")),
                 })?;
-                Ok(Self::Column(table, place))
+                // Sentences are often there for some images alone; the others have a class's prompt in their place.
+                Ok(Self::Column(table, place, what == PROMPT))
             }
         }
     }
@@ -218,11 +223,15 @@ impl<'a> Reader<'a> {
                     "the {what} of `{stem}` cannot be read: `{text}` does not match"
                 ))),
             },
-            Self::Column(table, place) => {
-                let row = table.row(stem).ok_or_else(|| DatasetError::Content {
-                    path: table.path.clone(),
-                    reason: format!("it has no row for `{stem}`"),
-                })?;
+            Self::Column(table, place, may_be_missing) => {
+                let row = match table.row(stem) {
+                    Some(row) => row,
+                    None if *may_be_missing => return Ok(None),
+                    None => {
+                        let reason = format!("it has no row for `{stem}`");
+                        return Err(DatasetError::Content { path: table.path.clone(), reason });
+                    }
+                };
                 Ok(row.get(*place).filter(|value| !value.is_empty()).cloned())
             }
         }
@@ -249,8 +258,12 @@ mod tests {
         let found = samples("A", &settings, &files(&["p1_a", "p2_b"], Some(table.clone()))).unwrap();
         assert_eq!((found[0].class.as_deref(), found[0].patient.as_str()), (Some("polyp"), "A/p1"));
         assert_eq!((found[1].class.as_deref(), found[1].patient.as_str()), (Some("cyst"), "A/p2"));
-        let error = samples("A", &settings, &files(&["p3_c"], Some(table))).unwrap_err().to_string();
+        let error = samples("A", &settings, &files(&["p3_c"], Some(table.clone()))).unwrap_err().to_string();
         assert!(error.contains("no row for `p3_c`"), "{error}");
+        // A sentence may be missing: a class's prompt takes its place.
+        let settings: SiteSettings = serde_json::from_str(r#"{"prompt": {"column": "kind"}}"#).unwrap();
+        let found = samples("A", &settings, &files(&["p1_a", "p3_c"], Some(table))).unwrap();
+        assert_eq!((found[0].prompt.as_deref(), found[1].prompt.as_deref()), (Some("polyp"), None));
     }
 
     #[test]

@@ -141,7 +141,7 @@ pub struct PhantomSite {
     #[serde(default)]
     pub by_class: BTreeMap<LesionClass, BTreeMap<Confounder, f64>>,
     /// Chance that a local confounder (mucus, blood, reflection), where it occurs, lies on the lesion rather
-    /// than anywhere: a planted shortcut for segmentation.
+    /// than clear of it: a planted shortcut for segmentation.
     #[serde(default)]
     pub on_lesion: BTreeMap<Confounder, f64>,
     /// Multipliers of red, green and blue: the colour cast of this site's processor.

@@ -10,6 +10,7 @@ pub(crate) mod command;
 pub(crate) mod crew;
 pub(crate) mod gate;
 pub(crate) mod gpus;
+pub(crate) mod log;
 pub mod processes;
 pub mod sandbox;
 pub(crate) mod work_dir;

@@ -16,6 +16,8 @@ pub mod origin;
 pub mod pack;
 pub mod pattern;
 pub mod plan;
+pub mod plan_json;
+pub mod printable;
 pub mod protocol;
 pub mod run;
 mod schedule;

@@ -4,12 +4,19 @@
 //! starts no worker, and works where the program's libraries are absent.
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use siteline_cache::Digest;
 
+use crate::executor::processes;
 use crate::protocol::{self, Reply, Request, StageKind};
 
 /// Where a kind's work is done.
@@ -154,17 +161,59 @@ fn start(words: &[String]) -> Command {
     command
 }
 
+/// A pack that has to load large libraries first is far below this.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(120);
+
+/// Tests do not wait that long.
+fn answers_within() -> Duration {
+    let told = std::env::var("SITELINE_TEST_PACK_ANSWERS_WITHIN").ok().and_then(|text| text.parse().ok());
+    told.map_or(ANSWERS_WITHIN, Duration::from_secs_f64)
+}
+
+/// Ends a process group that takes too long.
+struct TimeLimit {
+    over: Arc<AtomicBool>,
+    ended: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl TimeLimit {
+    fn start(leader: u32) -> Self {
+        let (ended, waits) = channel::<()>();
+        let over = Arc::new(AtomicBool::new(false));
+        let told = over.clone();
+        let thread = std::thread::spawn(move || {
+            if waits.recv_timeout(answers_within()) == Err(RecvTimeoutError::Timeout) {
+                told.store(true, Ordering::SeqCst);
+                processes::kill_group(leader);
+            }
+        });
+        Self { over, ended: Some(ended), thread: Some(thread) }
+    }
+
+    /// The process has ended: whether the limit ended it.
+    fn is_over(mut self) -> bool {
+        drop(self.ended.take());
+        let _ = self.thread.take().map(JoinHandle::join);
+        self.over.load(Ordering::SeqCst)
+    }
+}
+
 /// Asks a program for its kinds.
 fn describe(words: &[String]) -> Result<Vec<StageKind>, PackError> {
     let program = PathBuf::from(words.join(" "));
     let silent = |reason: String| PackError::Silent { program: program.clone(), reason };
-    let mut child = start(words).stderr(Stdio::piped()).spawn().map_err(|e| silent(e.to_string()))?;
+    let mut child = start(words).stderr(Stdio::piped()).process_group(0).spawn().map_err(|e| silent(e.to_string()))?;
+    let limit = TimeLimit::start(child.id());
     let request = serde_json::to_string(&Request::Describe).expect("a request is JSON");
     if let Some(mut stdin) = child.stdin.take() {
         // A program that cannot start has closed its end; what it said of that is on its standard error.
         let _ = writeln!(stdin, "{request}");
     }
     let output = child.wait_with_output().map_err(|e| silent(e.to_string()))?;
+    if limit.is_over() {
+        return Err(silent(format!("it gave no answer within {} s and was ended", answers_within().as_secs_f64())));
+    }
     let text = String::from_utf8_lossy(&output.stdout);
     let reply = text.lines().find_map(|line| serde_json::from_str::<Reply>(line).ok());
     match reply {

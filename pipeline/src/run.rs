@@ -1,8 +1,6 @@
 //! Runs a plan: one loop that looks up, claims, starts, listens and keeps. It never plans again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +19,7 @@ use crate::executor::command::Groups;
 use crate::executor::crew::Crew;
 use crate::executor::gate::Gate;
 use crate::executor::gpus;
+use crate::executor::log::LogFile;
 use crate::executor::processes::{self, Watcher};
 use crate::executor::sandbox::Sandbox;
 use crate::executor::work_dir::Workshop;
@@ -185,7 +184,7 @@ struct Job {
     scratch: Option<tempfile::TempDir>,
     worker: Option<usize>,
     /// The log of a worker's instance; commands write theirs.
-    log: Option<File>,
+    log: Option<LogFile>,
     log_path: PathBuf,
     started: Instant,
     started_ms: u64,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 use siteline_cache::{Digest, Record, Store};
@@ -10,7 +11,7 @@ use siteline_cache::{Digest, Record, Store};
 use crate::key::{KeyParts, Part};
 
 /// Why an instance must run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
 pub enum Reason {
     /// It never ran.
@@ -32,7 +33,7 @@ pub enum Reason {
 }
 
 /// One difference.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Change {
     /// What: `parameter epochs`, `image p03 of raw`, `code method=mcdrl`.
     pub what: String,
@@ -111,7 +112,7 @@ fn described(parts: &KeyParts) -> BTreeMap<String, String> {
             let what = match *role {
                 "output" => format!("input {input}{at} {label}"),
                 "code" => format!("code {label}"),
-                role => format!("{role} {label} of {input}"),
+                role => format!("{role} {label} of {input}{at}"),
             };
             all.insert(what, digest.short());
         }
@@ -127,12 +128,17 @@ fn described(parts: &KeyParts) -> BTreeMap<String, String> {
     all
 }
 
+/// Two values that differ are told by two texts: a text that reads like another value stands in quotation marks, and so does a name that
+/// reads like two.
 fn flatten(name: &str, value: &Value, into: &mut BTreeMap<String, String>) {
     match value {
         Value::Object(map) if !map.is_empty() => {
-            map.iter().for_each(|(key, value)| flatten(&format!("{name}.{key}"), value, into));
+            for (key, value) in map {
+                let key = if key.contains(['.', '"']) { Value::from(key.as_str()).to_string() } else { key.clone() };
+                flatten(&format!("{name}.{key}"), value, into);
+            }
         }
-        Value::String(text) => {
+        Value::String(text) if serde_json::from_str::<Value>(text).is_err() => {
             into.insert(name.to_owned(), text.clone());
         }
         other => {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use siteline_cache::{Access, InstanceOutcome};
+use siteline_pipeline::printable::printable;
 
 use super::Outcome;
 use crate::args::Common;
@@ -40,7 +41,7 @@ impl Log {
                 println!("{}", path.display());
             } else {
                 let bytes = std::fs::read(&path).map_err(CommandError::file("read", &path))?;
-                print!("{}", String::from_utf8_lossy(&bytes));
+                print!("{}", printable(&String::from_utf8_lossy(&bytes)));
             }
             return Ok(ExitCode::SUCCESS);
         }

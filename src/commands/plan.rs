@@ -3,10 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use serde_json::json;
 use siteline_cache::Access;
-use siteline_pipeline::manifest::selection::{self, Protocol};
 use siteline_pipeline::plan::{Plan as Planned, Planner, State};
+use siteline_pipeline::plan_json::{PlanJson, SelectionCost};
 
 use super::{Outcome, count};
 use crate::args::{Chosen, Common};
@@ -26,7 +25,7 @@ pub struct Plan {
     /// Show each instance, with the reason why it runs
     #[arg(short, long)]
     verbose: bool,
-    /// As JSON on standard output
+    /// As JSON on standard output; `siteline schema --plan` describes it
     #[arg(long)]
     json: bool,
 }
@@ -38,12 +37,13 @@ impl Plan {
         let plan = planner.plan()?;
         planner.refuse_contaminated(&plan)?;
         if self.json {
-            println!("{}", as_json(&planner, &plan));
+            let json = PlanJson::of(&planner, &plan);
+            println!("{}", serde_json::to_string_pretty(&json).expect("a plan is JSON"));
             return Ok(ExitCode::SUCCESS);
         }
         print!("{}", by_stage(&planner, &plan));
-        for trainings in Trainings::of(&planner) {
-            println!("{}", trainings.line());
+        for cost in SelectionCost::of(&planner) {
+            println!("\n{}", cost.line());
         }
         if self.verbose {
             println!();
@@ -61,61 +61,6 @@ impl Plan {
             ),
         }
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// What a stage's selection costs, all of its sweep counted.
-#[derive(serde::Serialize)]
-struct Trainings {
-    stage: String,
-    protocols: Vec<Protocol>,
-    among: Vec<String>,
-    /// Trainings without the held-out site.
-    without_one: usize,
-    /// Trainings without each pair of sites, for leave-one-domain-out.
-    without_two: usize,
-    /// Held-out sites.
-    sites: usize,
-    /// Pairs of them, where any protocol needs them.
-    pairs: usize,
-}
-
-impl Trainings {
-    fn of(planner: &Planner) -> Vec<Self> {
-        let counts = planner.graph.by_stage();
-        let values = |axis: &str| planner.loaded.axes.get(axis).map_or(0, |axis| axis.listed);
-        let selecting = planner.loaded.manifest.stages.iter();
-        selecting
-            .filter_map(|(name, stage)| {
-                let selection = stage.selection.as_ref()?;
-                let pairs = selection::pairs_of(name);
-                let without_two = counts.get(pairs.as_str()).copied().unwrap_or(0);
-                Some(Self {
-                    stage: name.clone(),
-                    protocols: selection.protocol.list().to_vec(),
-                    among: selection.among.clone(),
-                    without_one: counts.get(name.as_str()).copied().unwrap_or(0),
-                    without_two,
-                    sites: values(&selection.held_out),
-                    pairs: if without_two > 0 { values(selection::LEFT_OUT) } else { 0 },
-                })
-            })
-            .collect()
-    }
-
-    fn line(&self) -> String {
-        let protocols: Vec<&str> = self.protocols.iter().map(|protocol| protocol.name()).collect();
-        let each = match self.pairs {
-            0 => format!("{} trainings for each candidate", self.sites),
-            pairs => format!("{} + {pairs} trainings for each candidate", self.sites),
-        };
-        let all = self.without_one + self.without_two;
-        format!(
-            "\n{} chooses among {} by {}: {each} and repetition, {all} in all",
-            self.stage,
-            self.among.join(", "),
-            protocols.join(", "),
-        )
     }
 }
 
@@ -150,36 +95,4 @@ pub fn by_stage(planner: &Planner, plan: &Planned) -> String {
         text.push_str(&format!("{stage:24} {all:>8} {cached:>8} {stale:>8} {waiting:>8}\n"));
     }
     text
-}
-
-fn as_json(planner: &Planner, plan: &Planned) -> String {
-    let instances: Vec<_> = planner
-        .graph
-        .order
-        .iter()
-        .filter(|node| planner.selected.contains(node))
-        .map(|node| {
-            let instance = &planner.graph.dag[*node];
-            let (state, detail) = match plan.state(*node) {
-                State::Cached(record) => ("cached", json!({"key": record.key})),
-                State::Stale { reason } => ("run", json!({"why": reason, "because": reason.to_string()})),
-                State::Waiting { on } => {
-                    ("wait", json!({"on": on.iter().map(|n| &planner.graph.dag[*n].name).collect::<Vec<_>>()}))
-                }
-                State::NotSelected => ("not-selected", json!({})),
-            };
-            let mut entry =
-                json!({"instance": instance.name, "stage": instance.stage.as_ref(), "point": instance.point, "state": state});
-            if let (Some(entry), Some(detail)) = (entry.as_object_mut(), detail.as_object()) {
-                entry.extend(detail.clone());
-            }
-            entry
-        })
-        .collect();
-    let all = json!({
-        "manifest": planner.loaded.manifest.name,
-        "selections": Trainings::of(planner),
-        "instances": instances,
-    });
-    serde_json::to_string_pretty(&all).expect("a plan is JSON")
 }

@@ -25,6 +25,9 @@ pub struct Schema {
     /// The summary that a run leaves in its folder
     #[arg(long, conflicts_with_all = ["kind", "kinds", "events"])]
     summary: bool,
+    /// What `siteline plan --json` prints
+    #[arg(long, conflicts_with_all = ["kind", "kinds", "events", "summary"])]
+    plan: bool,
     /// The inputs, outputs and parameters of one stage kind
     #[arg(long, value_name = "KIND")]
     kind: Option<String>,
@@ -34,12 +37,13 @@ impl Schema {
     pub fn run(self, common: &Common) -> Outcome {
         let show =
             |value: serde_json::Value| println!("{}", serde_json::to_string_pretty(&value).expect("a schema is JSON"));
-        if self.events || self.summary {
-            show(if self.events {
-                siteline_pipeline::event::schema()
-            } else {
-                siteline_pipeline::event::summary_schema()
-            });
+        let described: [(bool, fn() -> serde_json::Value); 3] = [
+            (self.events, siteline_pipeline::event::schema),
+            (self.summary, siteline_pipeline::event::summary_schema),
+            (self.plan, siteline_pipeline::plan_json::schema),
+        ];
+        if let Some((_, schema)) = described.into_iter().find(|(asked, _)| *asked) {
+            show(schema());
             return Ok(ExitCode::SUCCESS);
         }
         if !self.kinds && self.kind.is_none() {

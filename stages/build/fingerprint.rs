@@ -44,24 +44,51 @@ const IGNORED: [&str; 2] = ["stages/src/error.rs", "datasets/src/error.rs"];
 const BY_METHOD: [&str; 2] = ["train", "evaluate"];
 /// Crates of the workspace that are followed, by their names in code.
 const FOLLOWED: [(&str, &str); 3] = [("crate", ""), ("siteline_datasets", "datasets"), ("siteline_tables", "tables")];
-/// Libraries that shape numbers, by their names in code.
-const LIBRARIES: [(&str, &str); 11] = [
-    ("tch", "tch"),
-    ("image", "image"),
-    ("image_hasher", "image_hasher"),
-    ("fast_image_resize", "fast_image_resize"),
-    ("instant_clip_tokenizer", "instant-clip-tokenizer"),
-    ("parquet", "parquet"),
-    ("polars", "polars"),
-    ("rand_chacha", "rand_chacha"),
-    ("rand_distr", "rand_distr"),
-    ("libm", "libm"),
-    ("csv", "csv"),
+/// Libraries that shape numbers, by their names in code; each with the packages that do its work.
+const LIBRARIES: [(&str, &[&str]); 13] = [
+    ("tch", &["tch", "torch-sys"]),
+    ("image", &["image", "png", "tiff", "zune-jpeg"]),
+    ("image_hasher", &["image_hasher"]),
+    ("fast_image_resize", &["fast_image_resize"]),
+    ("instant_clip_tokenizer", &["instant-clip-tokenizer"]),
+    ("parquet", &["parquet"]),
+    ("polars", &["polars"]),
+    ("rand", &["rand"]),
+    ("rand_chacha", &["rand_chacha"]),
+    ("rand_distr", &["rand_distr"]),
+    ("libm", &["libm"]),
+    ("csv", &["csv"]),
+    ("regex", &["regex"]),
+];
+/// Dependencies that carry data and shape no number, by their names in Cargo.toml. Each dependency is here or above.
+const CARRIERS: [&str; 19] = [
+    "arrow",
+    "indexmap",
+    "libc",
+    "libloading",
+    "rayon",
+    "safetensors",
+    "schemars",
+    "serde",
+    "serde_json",
+    "serde_yaml",
+    "siteline-cache",
+    "siteline-datasets",
+    "siteline-pipeline",
+    "siteline-tables",
+    "tempfile",
+    "thiserror",
+    "tracing",
+    "tracing-subscriber",
+    "zip",
 ];
 
 /// The fingerprints of every kind, as the JSON that the crate includes.
 pub fn all(workspace: &Path) -> Result<String, String> {
     let lock = std::fs::read_to_string(workspace.join("Cargo.lock")).map_err(|e| format!("Cargo.lock: {e}"))?;
+    for (name, krate) in FOLLOWED {
+        all_known(workspace, if name == "crate" { "stages" } else { krate })?;
+    }
     let mut kinds = Vec::new();
     for (kind, root) in KINDS {
         let root = PathBuf::from("stages/src").join(root);
@@ -110,6 +137,25 @@ fn method_files(workspace: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
+/// Refuses a crate with a dependency of which it is not said whether it shapes numbers.
+fn all_known(workspace: &Path, krate: &str) -> Result<(), String> {
+    let file = Path::new(krate).join("Cargo.toml");
+    let text = std::fs::read_to_string(workspace.join(&file)).map_err(|e| format!("{}: {e}", file.display()))?;
+    let section = text.split("\n[").find_map(|section| section.strip_prefix("dependencies]\n")).unwrap_or_default();
+    let names =
+        section.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split([' ', '=', '.']).next());
+    for name in names.filter(|name| !name.is_empty()) {
+        let in_code = name.replace('-', "_");
+        if !CARRIERS.contains(&name) && !LIBRARIES.iter().any(|(library, _)| *library == in_code) {
+            return Err(format!(
+                "{}: does `{name}` shape numbers? Add it to LIBRARIES or to CARRIERS in stages/build/fingerprint.rs",
+                file.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Version of a package in Cargo.lock; of several, all.
 fn version(lock: &str, name: &str) -> Result<String, String> {
     let heading = format!("name = \"{name}\"\nversion = \"");
@@ -152,7 +198,9 @@ fn reach(workspace: &Path, root: &Path, known: &BTreeSet<PathBuf>) -> Result<Rea
         paths.visit_file(&source);
         for path in &paths.found {
             let library = LIBRARIES.iter().find(|(name, _)| path.first().is_some_and(|first| first == name));
-            reached.libraries.extend(library.map(|(_, package)| (*package).to_owned()));
+            reached
+                .libraries
+                .extend(library.into_iter().flat_map(|(_, packages)| packages.iter().map(|p| (*p).to_owned())));
             waiting.extend(resolve(workspace, &file, path)?);
         }
         for child in &paths.modules {

@@ -16,6 +16,7 @@ use tch::{Device, Kind, Tensor};
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let (file, images) = (Path::new(&arguments[1]), arguments[2].parse().expect("a number of images"));
+    runtime::keep_memory();
     runtime::open_cuda();
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let best = if Device::cuda_if_available().is_cuda() {

@@ -1,5 +1,7 @@
 //! Loss terms, one function an equation.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
 use crate::model::transformer::l2_normalise;
@@ -51,12 +53,34 @@ pub fn dice(logits: &Tensor, masks: &Tensor) -> Tensor {
     missing.mean(None::<Kind>)
 }
 
-/// L_causal = || mean_n F_ca[n] - (1/M) sum_m t_{k,m} ||^2, both sides of unit length, summed over d, mean over the batch
-/// (methods.md 1.6; the norm and the reductions are inferred). `intervened`: (B, N, d); `targets`: (B, d), the row of each
-/// image's class in the mean over m of t.
-pub fn causal(intervened: &Tensor, targets: &Tensor) -> Tensor {
-    let pooled = intervened.mean_dim(Some([1i64].as_slice()), false, intervened.kind());
-    (l2_normalise(&pooled) - l2_normalise(targets)).square().sum_dim_intlist(-1, false, None::<Kind>).mean(None::<Kind>)
+/// How the positions of an image become one vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Pool {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// The largest value of each channel.
+    Max,
+}
+
+impl Pool {
+    /// (B, N, d) to (B, d).
+    pub fn over_positions(self, x: &Tensor) -> Tensor {
+        match self {
+            Self::Mean => x.mean_dim(Some([1i64].as_slice()), false, x.kind()),
+            Self::Max => x.amax([1i64].as_slice(), false),
+        }
+    }
+}
+
+/// L_causal = || Pool_n F_ca[n] - (1/M) sum_m t_{k,m} ||^2, summed over d, mean over the batch, both sides of unit length where
+/// `unit_length` says so (methods.md 1.6; pooling, norm and reductions are inferred). `intervened`: (B, N, d); `targets`: (B, d), the
+/// row of each image's class in the mean over m of t.
+pub fn causal(intervened: &Tensor, targets: &Tensor, pool: Pool, unit_length: bool) -> Tensor {
+    let side = |x: &Tensor| if unit_length { l2_normalise(x) } else { x.shallow_clone() };
+    let difference = side(&pool.over_positions(intervened)) - side(targets);
+    difference.square().sum_dim_intlist(-1, false, None::<Kind>).mean(None::<Kind>)
 }
 
 /// L_contrast = -log( exp(cos(F_vis, e_y) / tau) / sum_k exp(cos(F_vis, e_k) / tau) ), mean over the batch (methods.md
@@ -91,9 +115,18 @@ mod tests {
     #[test]
     fn the_causal_loss_is_zero_on_target_and_four_opposite_to_it() {
         let target = Tensor::from_slice(&[3.0f32, 4.0]).view([1, 2]);
-        let at =
-            |scale: f64| causal(&(&target * scale).view([1, 1, 2]).expand([1, 3, 2], false), &target).double_value(&[]);
-        assert!(at(2.0).abs() < 1e-6);
-        assert!((at(-1.0) - 4.0).abs() < 1e-5);
+        let at = |scale: f64, pool: Pool, unit_length: bool| {
+            let intervened = (&target * scale).view([1, 1, 2]).expand([1, 3, 2], false);
+            causal(&intervened, &target, pool, unit_length).double_value(&[])
+        };
+        for pool in [Pool::Mean, Pool::Max] {
+            assert!(at(2.0, pool, true).abs() < 1e-6);
+            assert!((at(-1.0, pool, true) - 4.0).abs() < 1e-5);
+            // As they are, the target's own length of 5 counts.
+            assert!((at(2.0, pool, false) - 25.0).abs() < 1e-4);
+        }
+        let positions = Tensor::from_slice(&[1.0f32, 8.0, 3.0, 0.0]).view([1, 2, 2]);
+        let pooled = |pool: Pool| Vec::<f32>::try_from(pool.over_positions(&positions).view(-1)).unwrap();
+        assert_eq!((pooled(Pool::Mean), pooled(Pool::Max)), (vec![2.0, 4.0], vec![3.0, 8.0]));
     }
 }

@@ -29,6 +29,29 @@ fn cuda_library() -> Option<PathBuf> {
     Some(torch.with_file_name("libtorch_cuda.so")).filter(|path| path.exists())
 }
 
+/// Keeps memory that tensors gave back: a training asks for the same sizes in every step, and pages that went back to the kernel come
+/// again one by one, each filled with zeros first. One arena, as those of other threads are too small for tensors.
+pub fn keep_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: settings of the allocator; one that it does not know changes nothing.
+    #[expect(unsafe_code, reason = "settings of glibc's allocator")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives it back, between stages.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it touches no memory that is in use.
+    #[expect(unsafe_code, reason = "glibc's allocator")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Sets the number of threads of libtorch's operations.
 pub fn set_threads(threads: usize) {
     tch::set_num_threads(threads.max(1) as i32);

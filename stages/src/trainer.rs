@@ -249,10 +249,11 @@ impl Training<'_> {
     /// Validates, and keeps the weights if they are the best so far.
     fn end_epoch(&mut self, epoch: usize, sums: &Sums) -> EpochRow {
         self.model.method.trained_until(epoch);
-        let validation_dice = batch::validate(self.model, self.sites, &self.samples);
+        let validated = batch::validate(self.model, self.sites, &self.samples);
+        let validation_dice = validated.as_ref().map(|validated| validated.dice);
         let mut row = sums.row(epoch, self.steps, validation_dice);
         if let Some(valley) = &mut self.valley {
-            row.validation_loss = batch::validation_loss(self.model, self.sites, &self.samples);
+            row.validation_loss = validated.map(|validated| validated.loss);
             row.validation_loss.into_iter().for_each(|loss| valley.validated(loss));
         }
         self.rows.push(row.clone());
@@ -280,8 +281,11 @@ impl Training<'_> {
         model.config.epoch = epoch;
         model.config.averaged = averaged;
         model.method.trained_until(epoch);
-        let validation_dice =
-            if averaged.is_some() { batch::validate(model, sites, &samples) } else { rows[epoch - 1].validation_dice };
+        let validation_dice = if averaged.is_some() {
+            batch::validate(model, sites, &samples).map(|validated| validated.dice)
+        } else {
+            rows[epoch - 1].validation_dice
+        };
         model.config.validation_dice = validation_dice;
         Ok(Trained { rows, epoch, validation_dice })
     }

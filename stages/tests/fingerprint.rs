@@ -108,3 +108,28 @@ fn decoding_reaches_what_decodes() {
     let found = changed("datasets/src/decode.rs", |text| text.replace("largest / 2 + 1", "largest / 2"));
     assert!(found.contains("ingest") && !found.contains("train") && !found.contains("table"), "{found:?}");
 }
+
+#[test]
+fn a_library_that_nobody_judged_is_refused() {
+    let dir = workspace();
+    let file = dir.path().join("datasets/Cargo.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("[dependencies]\n", "[dependencies]\nnew-resampler = \"1\"\n")).unwrap();
+    let error = fingerprint::all(dir.path()).unwrap_err();
+    assert!(error.contains("does `new-resampler` shape numbers?"), "{error}");
+}
+
+#[test]
+fn the_versions_of_what_draws_and_decodes_are_part_of_it() {
+    let dir = workspace();
+    let libraries = |kind: &str| {
+        let all: serde_json::Value = serde_json::from_str(&fingerprint::all(dir.path()).unwrap()).unwrap();
+        all[kind]["libraries"].as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>()
+    };
+    for library in ["rand", "tch", "torch-sys"] {
+        assert!(libraries("train").contains(library), "{library}");
+    }
+    for library in ["image", "zune-jpeg", "regex", "csv"] {
+        assert!(libraries("ingest").contains(library), "{library}");
+    }
+}

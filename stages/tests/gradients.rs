@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
-use siteline_stages::loss;
+use siteline_stages::loss::{self, Pool};
 use siteline_stages::method::coral;
 use siteline_stages::model::causalclipseg::{CausalClipSeg, Masks};
 use siteline_stages::model::clip::{Activation, ClipConfig};
 use siteline_stages::model::head::{Adapter, Head};
-use siteline_stages::model::intervention::{Intervention, Variant};
+use siteline_stages::model::intervention::{Intervention, Shape, Variant};
 use siteline_stages::model::style::Mix;
 use siteline_stages::model::transformer::{Block, l2_normalise};
 use siteline_stages::model::unet::Unet;
@@ -70,7 +70,7 @@ fn losses() {
     check("dice", &logits, &|x| loss::dice(x, &masks));
     check("dice of one logit", &numbers(&[3, 1, 6, 6], 0.1), &|x| loss::dice(&loss::two_logits(x), &masks));
     let (targets, classes) = (numbers(&[3, 8], 1.0), numbers(&[4, 8], 3.0));
-    check("causal", &numbers(&[3, 5, 8], 0.2), &|x| loss::causal(x, &targets));
+    check("causal", &numbers(&[3, 5, 8], 0.2), &|x| loss::causal(x, &targets, Pool::Mean, true));
     let labels = Tensor::from_slice(&[0i64, 3, 1]);
     check("contrastive", &numbers(&[3, 8], 0.7), &|x| loss::contrastive(x, &classes, &labels, 0.5));
     let (target, flat) = (numbers(&[3, 2, 6, 6], 1.4) * 3.0, numbers(&[6, 2, 4, 4], 0.8) * 3.0);
@@ -100,7 +100,8 @@ fn every_variant_of_the_intervention() {
     let z = numbers(&[5, 64], 2.5);
     for variant in [Variant::Residual, Variant::AttnOnly, Variant::Subtract, Variant::ProjectOut] {
         let store = nn::VarStore::new(Device::Cpu);
-        let network = Intervention::new(&store.root(), 64, 64, 2, 1, variant);
+        let network =
+            Intervention::new(&store.root(), Shape { d: 64, width: 64, heads: 2, depth: 2, ratio: 1 }, variant);
         let _store = doubled(store);
         check(&format!("{variant:?}"), &numbers(&[2, 4, 64], 0.6), &|x| squared(&network.forward(x, &z)));
         check(&format!("{variant:?} in Z"), &z, &|z| squared(&network.forward(&numbers(&[2, 4, 64], 0.6), z)));
@@ -155,7 +156,8 @@ fn mixstyle_passes_gradients_through_the_normalised_image_alone() {
 #[test]
 fn projecting_out_leaves_nothing_along_the_dictionary() {
     let store = nn::VarStore::new(Device::Cpu);
-    let network = Intervention::new(&store.root(), 64, 64, 1, 1, Variant::ProjectOut);
+    let network =
+        Intervention::new(&store.root(), Shape { d: 64, width: 64, heads: 1, depth: 1, ratio: 1 }, Variant::ProjectOut);
     let z = l2_normalise(&numbers(&[3, 64], 1.9));
     let out = tch::no_grad(|| network.forward(&numbers(&[1, 7, 64], 0.2), &z));
     assert!(out.matmul(&z.tr()).abs().max().double_value(&[]) < 1e-5);

@@ -1,7 +1,9 @@
-//! Two updates of each method on cached features, through the trainer itself, against autograd and AdamW in Python: numbers made by
-//! tests/golden/baselines/make_updates.py, weights and data by a formula. The second update sees how long gradients are, of which
-//! AdamW's first shows only the sign. Tolerance: 1e-3 of the learning rate, for all but one value in a hundred of each variable (a gradient may
-//! be nothing but rounding, and its sign anything).
+//! Two updates of each method, through the trainer itself, against autograd and AdamW in Python: numbers made by
+//! tests/golden/baselines/make_updates.py on cached features and make_pixel_updates.py on pixels, weights and data by a formula. The
+//! second update sees how long gradients are, of which AdamW's first shows only the sign. Tolerance: 1e-3 of the learning rate for all
+//! but one value in a hundred of each variable, two of a small one (a gradient may be nothing but rounding, and its sign anything);
+//! for CausalCLIPSeg, which is deep, 5e-2 and one in ten, in the maskers, where the branches nearly cancel, one in five. A wrong sign
+//! would be off by 2 nearly everywhere.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
@@ -32,11 +34,14 @@ const POSITIONS: i64 = 16;
 const D: i64 = 64;
 const SIDE: i64 = 16;
 const LR: f64 = 0.01;
+/// Values of a variable that the reference tells, where it does not tell all.
+const MOST: usize = 512;
 const CLASSES: [&str; 3] = ["polyp", "tumor", "cyst"];
 
 fn golden() -> Tensors {
-    checkpoint::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/baselines/updates.safetensors"))
-        .unwrap()
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/baselines");
+    let read = |name: &str| checkpoint::read(&folder.join(name)).unwrap();
+    read("updates.safetensors").into_iter().chain(read("pixel_updates.safetensors")).collect()
 }
 
 fn tensor(name: &str, shape: &[i64]) -> Tensor {
@@ -56,12 +61,21 @@ fn dictionary() -> Dictionary {
 }
 
 /// The sites, their samples in such an order that the trainer's first batch is that of the reference.
-fn sites(params: &Params) -> Vec<SiteData> {
+fn sites(params: &Params, reads: Reads) -> Vec<SiteData> {
     let all = SITES * IMAGES;
     let shift = (Tensor::arange(all, (Kind::Float, Device::Cpu)) / IMAGES as f64).floor() * 0.3;
-    let pooled = tensor("pooled", &[all, D]) + shift.view([all, 1]);
-    let dense = tensor("dense", &[all, POSITIONS, D]) + shift.view([all, 1, 1]);
-    let masks = tensor("masks", &[all, SIDE, SIDE]).gt(0.2).to_kind(Kind::Uint8);
+    let content = match reads {
+        Reads::Pixels(side) => {
+            let bytes = (tensor("pixels", &[all, 3, side, side]) + 1.0) * 127.5;
+            Content::Pixels(bytes.round().to_kind(Kind::Uint8))
+        }
+        _ => Content::Features {
+            pooled: tensor("pooled", &[all, D]) + shift.view([all, 1]),
+            dense: tensor("dense", &[all, POSITIONS, D]) + shift.view([all, 1, 1]),
+        },
+    };
+    let side = side_of(reads);
+    let masks = tensor("masks", &[all, side, side]).gt(0.2).to_kind(Kind::Uint8);
     let site = |s: i64, order: &[i64]| {
         let rows: Vec<i64> = (0..IMAGES).map(|row| s * IMAGES + order[row as usize]).collect();
         let take = |x: &Tensor| x.index_select(0, &Tensor::from_slice(&rows));
@@ -72,7 +86,11 @@ fn sites(params: &Params) -> Vec<SiteData> {
             classes: rows.iter().map(|row| Some(CLASSES[*row as usize % 3].to_owned())).collect(),
             prompts: vec![None; rows.len()],
             validates: vec![false; rows.len()],
-            content: Content::Features { pooled: take(&pooled), dense: take(&dense) },
+            content: match &content {
+                Content::Features { pooled, dense } => Content::Features { pooled: take(pooled), dense: take(dense) },
+                Content::Pixels(pixels) => Content::Pixels(take(pixels)),
+                Content::Activations { .. } => unreachable!("there are none here"),
+            },
             masks: take(&masks),
             origin: None,
         }
@@ -87,15 +105,26 @@ fn sites(params: &Params) -> Vec<SiteData> {
     reordered.collect()
 }
 
+fn side_of(reads: Reads) -> i64 {
+    if let Reads::Pixels(side) = reads { side } else { SIDE }
+}
+
+/// CausalCLIPSeg is deep, with a norm behind every convolution: after larger steps the second gradient is another one wherever the
+/// first was next to nothing.
+fn lr_of(method: MethodName) -> f64 {
+    if method == MethodName::CausalClipSeg { 1e-4 } else { LR }
+}
+
 /// The variables behind two steps.
-fn updated(method: MethodName, methods: MethodParams, weights: Option<&ClipWeights>) -> Tensors {
+fn updated(method: MethodName, methods: MethodParams, weights: Option<&ClipWeights>, reads: Reads) -> Tensors {
+    let lr = lr_of(method);
     let params = Params {
         method,
         // IRM's halves depend on the order of images, which the second epoch draws anew.
         epochs: if method == MethodName::Irm { 1 } else { 2 },
         lr_schedule: LrSchedule::Constant,
         batch: (SITES * IMAGES) as usize,
-        lr: LR,
+        lr,
         head_width: 16,
         kept_epoch: KeptEpoch::Last,
         methods: methods.clone(),
@@ -105,8 +134,8 @@ fn updated(method: MethodName, methods: MethodParams, weights: Option<&ClipWeigh
     let config = SegmenterConfig {
         method,
         params: methods,
-        sizes: Sizes { d: D, side: SIDE, confounders: 12, classes: 3, sites: SITES },
-        reads: Reads::Features,
+        sizes: Sizes { d: D, side: side_of(reads), confounders: 12, classes: 3, sites: SITES },
+        reads,
         shared: method.wants().shares().then_some(SharedConfig {
             d: D,
             side: SIDE,
@@ -116,9 +145,9 @@ fn updated(method: MethodName, methods: MethodParams, weights: Option<&ClipWeigh
             encoder: None,
         }),
         clip: weights.map(|weights| weights.config.clone()),
-        token_ids: None,
+        token_ids: weights.and_then(|weights| weights.token_ids.clone()),
         classes: CLASSES.map(str::to_owned).into(),
-        class_prompts: vec![],
+        class_prompts: if reads == Reads::Features { vec![] } else { CLASSES.map(str::to_owned).into() },
         origin: None,
         epoch: 0,
         averaged: None,
@@ -134,12 +163,20 @@ fn updated(method: MethodName, methods: MethodParams, weights: Option<&ClipWeigh
             }
         }
     });
-    trainer::train(&mut model, &params, &sites(&params), &mut Checkpoints::new(None), &|_, _| {}).unwrap();
+    trainer::train(&mut model, &params, &sites(&params, reads), &mut Checkpoints::new(None), &|_, _| {}).unwrap();
     model.variables()
 }
 
 /// Holds each variable to the reference's; every one of the reference's must be there, and every one that trains.
 fn agree(method: &str, found: &Tensors) {
+    let deep = method == "causalclipseg";
+    let (lr, tolerance) = if deep { (lr_of(MethodName::CausalClipSeg), 5e-2) } else { (LR, 1e-3) };
+    // One value in so many may differ.
+    let rare = |name: &str| match (deep, name.contains(".masker_")) {
+        (true, true) => 5,
+        (true, false) => 10,
+        _ => 100,
+    };
     let prefix = format!("{method}.");
     let expected: BTreeMap<String, Tensor> = golden()
         .into_iter()
@@ -149,15 +186,25 @@ fn agree(method: &str, found: &Tensors) {
     let trained: Vec<&String> = found.iter().filter(|(_, value)| value.requires_grad()).map(|(name, _)| name).collect();
     assert_eq!(trained, expected.keys().collect::<Vec<_>>(), "{method}");
     let count = |of: Tensor| of.sum(Kind::Int64).int64_value(&[]);
-    // What all keys have in common is nothing to a softmax over them: its gradient is rounding alone.
-    for (name, value) in expected.iter().filter(|(name, _)| !name.ends_with("key.bias")) {
-        let off = count((&found[name] - value).abs().gt(1e-3 * LR));
+    // What all keys have in common is nothing to a softmax over them, nor what a whole channel has to its norm: the gradient is
+    // rounding alone.
+    let idle = |name: &str| {
+        let keys = ["key.bias", "k_proj.bias", "in_proj_bias"].iter().any(|end| name.ends_with(end));
+        keys || (name.contains(".masker_") && name.ends_with("last.bias"))
+    };
+    // Of a large variable the reference tells values at equal distances.
+    let told = |value: &Tensor, like: &Tensor| match value.numel() == like.numel() {
+        true => value.view_as(like),
+        false => value.reshape([-1]).slice(0, 0, None, value.numel().div_ceil(MOST) as i64),
+    };
+    for (name, value) in expected.iter().filter(|(name, _)| !idle(name)) {
+        let off = count((told(&found[name], value) - value).abs().gt(tolerance * lr));
         let all = value.numel() as i64;
-        assert!(off * 100 <= all, "{method}: {off} of {all} values of `{name}` differ");
+        assert!(off * rare(name) <= all.max(2 * rare(name)), "{method}: {off} of {all} values of `{name}` differ");
     }
     let before = |(name, value): (&String, &Tensor)| {
-        let before = formula::weight(&format!("updates.{name}"), &value.size());
-        (count((value - before).abs().gt(0.1 * LR)), value.numel() as i64)
+        let before = told(&formula::weight(&format!("updates.{name}"), &found[name].size()), value);
+        (count((value - before).abs().gt(0.1 * lr)), value.numel() as i64)
     };
     let (moved, all) = expected.iter().map(before).fold((0, 0), |sum, (moved, all)| (sum.0 + moved, sum.1 + all));
     assert!(moved * 2 > all, "{method}: the reference moved {moved} of {all} values");
@@ -175,11 +222,11 @@ fn two_updates_of_each_method_that_shares_the_head_are_the_references() {
         (MethodName::Coral, "coral"),
         (MethodName::Sam, "sam"),
     ] {
-        agree(word, &updated(method, plain.clone(), None));
+        agree(word, &updated(method, plain.clone(), None, Reads::Features));
     }
     let mut narrow = plain;
     narrow.dann.width = 8;
-    agree("dann", &updated(MethodName::Dann, narrow, None));
+    agree("dann", &updated(MethodName::Dann, narrow, None, Reads::Features));
 }
 
 #[test]
@@ -189,26 +236,12 @@ fn two_updates_of_mcdrl_in_its_variants_are_the_references() {
         params.mcdrl.after_epoch = 0;
         (params.mcdrl.depth, params.mcdrl.ratio) = (2, 1);
         params.mcdrl.variant = serde_json::from_value(variant.into()).unwrap();
-        agree(&format!("mcdrl_{variant}"), &updated(MethodName::Mcdrl, params, None));
+        agree(&format!("mcdrl_{variant}"), &updated(MethodName::Mcdrl, params, None, Reads::Features));
     }
 }
 
-#[test]
-fn two_updates_of_coop_through_its_text_tower_are_the_references() {
-    let config = ClipConfig {
-        embed_dim: D,
-        image_size: 32,
-        patch_size: 16,
-        vision_width: 64,
-        vision_layers: 1,
-        resnet: None,
-        vision_head_width: 64,
-        context_length: 77,
-        vocab_size: 49408,
-        text_width: 64,
-        text_layers: 1,
-        activation: Activation::QuickGelu,
-    };
+/// A small CLIP with weights by the formula.
+fn clip(config: ClipConfig, token_ids: Option<Vec<i64>>) -> ClipWeights {
     let store = nn::VarStore::new(Device::Cpu);
     let _clip = Clip::new(&store.root(), &config, siteline_stages::model::clip::Tokenizer::full());
     let value = |(name, variable): (String, Tensor)| {
@@ -219,10 +252,64 @@ fn two_updates_of_coop_through_its_text_tower_are_the_references() {
         (name, value)
     };
     let tensors = store.variables().into_iter().map(value).collect();
-    let weights = ClipWeights { config, tensors, token_ids: None, digest: None };
+    ClipWeights { config, tensors, token_ids, digest: None }
+}
+
+/// A ViT with a text tower of one block.
+fn vit(vision_layers: i64) -> ClipConfig {
+    ClipConfig {
+        embed_dim: D,
+        image_size: 32,
+        patch_size: 16,
+        vision_width: 64,
+        vision_layers,
+        resnet: None,
+        vision_head_width: 64,
+        context_length: 77,
+        vocab_size: 49408,
+        text_width: 64,
+        text_layers: 1,
+        activation: Activation::QuickGelu,
+    }
+}
+
+#[test]
+fn two_updates_of_coop_through_its_text_tower_are_the_references() {
+    let weights = clip(vit(1), None);
     let mut params = MethodParams::default();
     params.coop.context = 4;
-    agree("coop", &updated(MethodName::CoOp, params, Some(&weights)));
+    agree("coop", &updated(MethodName::CoOp, params, Some(&weights), Reads::Features));
+}
+
+#[test]
+fn two_updates_of_the_methods_that_read_pixels_are_the_references() {
+    let mut params = MethodParams::default();
+    params.unet.width = 16;
+    agree("unet", &updated(MethodName::Unet, params.clone(), None, Reads::Pixels(32)));
+    (params.clipseg.layers, params.clipseg.width) = (vec![0, 1], 16);
+    let weights = clip(vit(2), None);
+    agree("clipseg", &updated(MethodName::ClipSeg, params.clone(), Some(&weights), Reads::Pixels(32)));
+}
+
+/// Both updates of a step: everything but the maskers on both branches, then the maskers for one and against the other; CLIP's own
+/// weights at a tenth of the rate.
+#[test]
+fn two_alternations_of_causalclipseg_are_the_references() {
+    let tokens = Vec::<i64>::try_from(&golden()["causalclipseg_tokens"]).unwrap();
+    let resnet = [1, 1, 1, 1];
+    let config = ClipConfig {
+        image_size: 64,
+        patch_size: 32,
+        vision_width: 8,
+        resnet: Some(resnet),
+        vocab_size: tokens.len() as i64,
+        text_layers: 2,
+        ..vit(resnet.iter().sum())
+    };
+    let weights = clip(config, Some(tokens));
+    let mut params = MethodParams::default();
+    params.causalclipseg.warm_up = 0;
+    agree("causalclipseg", &updated(MethodName::CausalClipSeg, params, Some(&weights), Reads::Pixels(64)));
 }
 
 #[test]

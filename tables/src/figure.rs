@@ -25,7 +25,7 @@ pub fn bars(table: &ResultsTable, column: &str) -> String {
     let mut put = |text: String| writeln!(svg, "{text}").expect("writing to a string");
     put(format!(
         r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" font-family="system-ui, sans-serif" font-size="12" role="img" aria-label="{} of {}">"#,
-        metric.title(),
+        table.title(metric),
         xml(column)
     ));
     put(format!(r#"<text x="{LEFT}" y="18" font-weight="600">{} · {}</text>"#, xml(column), metric.heading()));

@@ -116,7 +116,7 @@ pub struct ResultsTable {
     pub columns: Vec<String>,
     /// The metrics.
     pub metrics: Vec<Metric>,
-    /// Their headings, with units.
+    /// Their headings by their columns, with units and, where scores depend on one, the tolerance.
     pub titles: BTreeMap<String, String>,
     /// How the images of a run came to one value.
     pub aggregate: Aggregate,
@@ -184,6 +184,11 @@ fn shown(metric: Metric, mean: f64, std: Option<f64>, marks: Marks, left_out: us
 }
 
 impl ResultsTable {
+    /// The heading of a metric, with its unit.
+    pub fn title(&self, metric: Metric) -> &str {
+        self.titles.get(metric.column()).map_or_else(|| metric.title(), String::as_str)
+    }
+
     /// The cell of a metric, row and column.
     pub fn cell(&self, metric: Metric, row: &[String], column: &str) -> Option<&Cell> {
         self.cells.iter().find(|cell| cell.metric == metric && cell.row == row && cell.column == column)

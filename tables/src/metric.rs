@@ -19,6 +19,7 @@ pub enum Metric {
     /// Mean of both directed lists of surface distances, joined, as MedPy; in pixels.
     AssdJoinedPx,
     /// Normalised surface Dice at the tolerance of `evaluate`, as MONAI.
+    #[serde(rename = "nsd_monai")]
     Nsd,
     /// Mean squared error of the probability of lesion, pixel by pixel.
     Brier,
@@ -39,7 +40,7 @@ impl Metric {
             Self::Accuracy => "accuracy",
             Self::Hd95JoinedPx => "hd95_joined_px",
             Self::AssdJoinedPx => "assd_joined_px",
-            Self::Nsd => "nsd",
+            Self::Nsd => "nsd_monai",
             Self::Brier => "brier",
             Self::Ece => "ece",
             Self::BrierBoundary => "brier_boundary",

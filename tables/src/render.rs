@@ -12,7 +12,7 @@ use crate::{Metric, ResultsTable, TableError};
 pub fn markdown(table: &ResultsTable) -> String {
     let mut text = String::new();
     for metric in &table.metrics {
-        writeln!(text, "### {}\n", metric.title()).expect("writing to a string");
+        writeln!(text, "### {}\n", table.title(*metric)).expect("writing to a string");
         let heads: Vec<String> = table.row_axes.iter().chain(&table.columns).cloned().collect();
         let mut lines = vec![heads.clone()];
         lines.extend(body(table, *metric, "–"));
@@ -39,7 +39,7 @@ pub fn latex(table: &ResultsTable) -> String {
     let mut text = String::from("% needs \\usepackage{booktabs}\n");
     for metric in &table.metrics {
         let columns = format!("{}{}", "l".repeat(table.row_axes.len()), "r".repeat(table.columns.len()));
-        writeln!(text, "% {}\n\\begin{{tabular}}{{{columns}}}\n\\toprule", metric.title())
+        writeln!(text, "% {}\n\\begin{{tabular}}{{{columns}}}\n\\toprule", table.title(*metric))
             .expect("writing to a string");
         let heads: Vec<String> = table.row_axes.iter().chain(&table.columns).map(|h| escape(h)).collect();
         writeln!(text, "{} \\\\\n\\midrule", heads.join(" & ")).expect("writing to a string");

@@ -11,6 +11,8 @@ type Point = BTreeMap<String, String>;
 
 /// What a table shows for the images that have no class.
 const UNKNOWN: &str = "unknown";
+/// The column of the surface Dice's tolerance.
+const TOLERANCE: &str = "nsd_tolerance_px";
 /// Columns of a table beside its axes.
 const RESERVED: [&str; 8] = ["metric", "mean", "std", "runs", "images", "left_out", "in_domain", "oracle"];
 /// Terciles of size in their order; images without a lesion come last.
@@ -25,6 +27,8 @@ struct RunMean {
     images: usize,
     marks: Marks,
     selection: Option<String>,
+    /// The tolerance of the surface Dice, in pixels; scores of other programs need not say it.
+    tolerance: Option<f64>,
     point: Point,
 }
 
@@ -68,7 +72,6 @@ pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, T
         }
     }
     columns.push(AVERAGE.to_owned());
-    let title = |metric: &Metric| (metric.column().to_owned(), metric.title().to_owned());
     let mut table = ResultsTable {
         row_axes,
         column_axis: layout.columns.clone(),
@@ -76,7 +79,7 @@ pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, T
         rows,
         columns,
         metrics: layout.metrics.clone(),
-        titles: layout.metrics.iter().map(title).collect(),
+        titles: titles(&layout.metrics, &runs)?,
         aggregate: layout.aggregate,
         decimals: layout.decimals,
         note: layout.note.clone(),
@@ -86,6 +89,27 @@ pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, T
     };
     table.caption = table.words();
     Ok(table)
+}
+
+/// The metrics' headings. A surface Dice says its tolerance, of which there must be one.
+fn titles(metrics: &[Metric], runs: &[RunMean]) -> Result<BTreeMap<String, String>, TableError> {
+    let tolerances: BTreeSet<String> = runs.iter().filter_map(|run| run.tolerance.map(|px| px.to_string())).collect();
+    let tolerances = Vec::from_iter(tolerances);
+    let of = |metric: &Metric| {
+        let title = match (metric, tolerances.as_slice()) {
+            (Metric::Nsd, [px]) => format!("NSD at {px} px (%; as MONAI)"),
+            (Metric::Nsd, [_, _, ..]) => {
+                let all = tolerances.join(", ");
+                return Err(TableError::Layout(format!(
+                    "`{}` of these scores has several tolerances ({all} pixels): give `evaluate` one `nsd_tolerance`, or the table one of them",
+                    metric.column()
+                )));
+            }
+            _ => metric.title().to_owned(),
+        };
+        Ok((metric.column().to_owned(), title))
+    };
+    metrics.iter().map(of).collect()
 }
 
 /// Refuses what has no meaning for scores of these axes.
@@ -168,6 +192,7 @@ fn run_means(file: &ScoreFile, layout: &Layout, row_axes: &[String]) -> Result<V
     let oracle =
         scores.column("oracle").ok().and_then(|values| values.bool().ok().map(ChunkedArray::any)).unwrap_or(false);
     let selection = scores.column("selection").ok().and_then(|values| values.str().ok()?.first().map(str::to_owned));
+    let tolerance = scores.numbers(TOLERANCE).ok().and_then(|values| values.first().copied().flatten());
     let of = |axes: &[String]| -> Vec<String> {
         axes.iter().map(|axis| file.point.get(axis).cloned().unwrap_or_default()).collect()
     };
@@ -191,6 +216,7 @@ fn run_means(file: &ScoreFile, layout: &Layout, row_axes: &[String]) -> Result<V
             images: images.len(),
             marks: Marks { in_domain, oracle },
             selection: selection.clone(),
+            tolerance,
             point: file.point.clone(),
         });
     }
@@ -352,6 +378,28 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let layout = Layout { aggregate: Aggregate::Pooled, ..of(vec![Metric::Nsd]) };
         let error = summarise(&[scores(folder.path())], &layout).unwrap_err().to_string();
-        assert!(error.contains("`nsd` cannot be pooled"), "{error}");
+        assert!(error.contains("`nsd_monai` cannot be pooled"), "{error}");
+    }
+
+    #[test]
+    fn a_surface_dice_says_its_tolerance_and_two_do_not_mix() {
+        let folder = tempfile::tempdir().unwrap();
+        let scores = |seed: &str, px: f64| {
+            let path = folder.path().join(seed);
+            let columns = vec![
+                Column::new("nsd_monai".into(), [0.5]),
+                Column::new("nsd_tolerance_px".into(), [px]),
+                Column::new("in_domain".into(), [false]),
+            ];
+            ParquetWriter::new(File::create(&path).unwrap()).finish(&mut DataFrame::new(1, columns).unwrap()).unwrap();
+            let point = [("held_out", "A"), ("seed", seed), ("method", "erm")];
+            ScoreFile { point: point.map(|(axis, value)| (axis.to_owned(), value.to_owned())).into(), path }
+        };
+        let of = |files: &[ScoreFile]| summarise(files, &of(vec![Metric::Nsd]));
+        let one = of(&[scores("0", 1.5), scores("1", 1.5)]).unwrap();
+        assert_eq!(one.title(Metric::Nsd), "NSD at 1.5 px (%; as MONAI)");
+        assert!(crate::render::markdown(&one).starts_with("### NSD at 1.5 px (%; as MONAI)"));
+        let error = of(&[scores("0", 1.5), scores("1", 2.0)]).unwrap_err().to_string();
+        assert!(error.contains("several tolerances (1.5, 2 pixels)"), "{error}");
     }
 }

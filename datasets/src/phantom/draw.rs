@@ -128,7 +128,7 @@ impl Canvas {
         }
     }
 
-    /// Mucus or blood: a blot with a ragged edge, on the lesion or anywhere.
+    /// Mucus or blood: a blot with a ragged edge, on the lesion or clear of it.
     fn fluid(&mut self, truth: &Truth, kind: Confounder, rng: &mut impl Rng) {
         let [x, y] = place_for(truth, kind, rng);
         let ragged = Noise::new(rng, 9);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -12,15 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::gate::Gate;
+use super::log::LogFile;
 use super::sandbox::Sandbox;
 use super::work_dir::{self, Layout, Workshop};
 use super::{Failure, Made, Message, processes};
 use crate::protocol::Reply;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-
-/// A log is cut here: what a runaway program prints must not fill the disk.
-const LONGEST_LOG: u64 = 64 << 20;
 
 /// Process groups at work, by job: whoever stops a run ends them.
 #[derive(Clone, Debug, Default)]
@@ -292,14 +290,13 @@ pub(crate) fn how_it_ended(status: ExitStatus) -> String {
 /// The log of a command, made when it first prints something.
 struct Log<'j> {
     job: &'j Job,
-    file: Option<File>,
-    length: u64,
+    file: Option<LogFile>,
     line: Vec<u8>,
 }
 
 impl<'j> Log<'j> {
     fn new(job: &'j Job) -> Self {
-        Self { job, file: None, length: 0, line: Vec::new() }
+        Self { job, file: None, line: Vec::new() }
     }
 
     fn take(&mut self, bytes: &[u8]) {
@@ -314,25 +311,11 @@ impl<'j> Log<'j> {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        if self.length > LONGEST_LOG {
-            return;
-        }
-        self.length += bytes.len() as u64;
         if self.file.is_none() {
-            self.file = File::create(&self.job.log).ok();
-            let heading = self.job.heading.clone();
-            self.write_through(heading.as_bytes());
+            self.file = LogFile::create(&self.job.log, &self.job.heading).ok();
         }
-        self.write_through(bytes);
-        if self.length > LONGEST_LOG {
-            self.write_through(b"\n[siteline: the log is cut here; it went on]\n");
-        }
-    }
-
-    fn write_through(&mut self, bytes: &[u8]) {
-        // A log that cannot be written is no reason to lose the work.
         if let Some(file) = &mut self.file {
-            let _ = file.write_all(bytes);
+            file.write(bytes);
         }
     }
 

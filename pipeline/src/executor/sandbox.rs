@@ -33,7 +33,7 @@ impl Sandbox {
         }
     }
 
-    /// The words in front of a command: `visible` can be read, `work` can be written.
+    /// The words in front of a command: `visible` can be read, `work` and a `/tmp` of its own can be written.
     pub(crate) fn words<'p>(&self, work: &Path, visible: impl Iterator<Item = &'p Path>) -> Vec<PathBuf> {
         let word = PathBuf::from;
         let mut words: Vec<PathBuf> =
@@ -44,6 +44,8 @@ impl Sandbox {
             words.extend([word("--ro-bind"), path.clone(), path]);
         }
         words.extend([word("--bind"), work.to_owned(), work.to_owned(), word("--chdir"), work.to_owned()]);
+        // What it writes to the project outside its directory fails, instead of going with the sandbox.
+        words.extend([word("--remount-ro"), self.project.clone()]);
         words.extend(["--die-with-parent", "--"].map(word));
         words
     }

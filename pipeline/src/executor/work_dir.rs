@@ -418,10 +418,17 @@ pub(crate) fn outputs(dir: &Path, layout: &Layout) -> Result<Vec<String>, Failur
             Err(_) => return Err(Failure::new(format!("it ended without its output `{output}`"))),
         }
     }
-    if let Some(bad) = all.iter().find(|name| name.chars().any(char::is_control)) {
-        return Err(Failure::new(format!("it left a file whose name has control characters: {bad:?}")));
+    let all: Vec<String> = all.into_iter().collect();
+    check_names(&all)?;
+    Ok(all)
+}
+
+/// Refuses outputs whose names could steer a terminal or stand for two lines.
+pub(crate) fn check_names(files: &[String]) -> Result<(), Failure> {
+    match files.iter().find(|name| name.chars().any(char::is_control)) {
+        Some(bad) => Err(Failure::new(format!("it left a file whose name has control characters: {bad:?}"))),
+        None => Ok(()),
     }
-    Ok(all.into_iter().collect())
 }
 
 /// Puts the outputs of a directory into the store.

@@ -3,8 +3,11 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::Sender;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use super::{Message, processes};
 use crate::protocol::{Request, RunRequest};
@@ -13,7 +16,8 @@ use crate::protocol::{Request, RunRequest};
 struct Worker {
     number: usize,
     child: Child,
-    stdin: ChildStdin,
+    /// Lines for its standard input. A thread writes them: a pack that does not read must not hold up the driver.
+    requests: Sender<String>,
     command: Vec<String>,
     gpus: Vec<String>,
 }
@@ -25,12 +29,22 @@ pub(crate) struct Workers {
     idle: Vec<Worker>,
     busy: Vec<Worker>,
     started: usize,
+    /// Lines that workers said and the driver has not looked at.
+    unheard: Arc<AtomicUsize>,
 }
+
+/// A worker that says more than the driver can take waits.
+const MOST_UNHEARD: usize = 10_000;
 
 impl Workers {
     /// For a run, whose id tells its processes from others.
     pub(crate) fn new(run: &str, outputs: Sender<Message>) -> Self {
-        Self { run: run.to_owned(), outputs, idle: Vec::new(), busy: Vec::new(), started: 0 }
+        Self { run: run.to_owned(), outputs, idle: Vec::new(), busy: Vec::new(), started: 0, unheard: Arc::default() }
+    }
+
+    /// The driver has looked at a line of a worker's.
+    pub(crate) fn heard(&self) {
+        self.unheard.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Hands a request to an idle worker of the pack that `command` starts, or to a new one. Returns the worker's number.
@@ -41,15 +55,16 @@ impl Workers {
         {
             let mut worker = self.idle.swap_remove(place);
             // One that died while idle is passed over; its end is reported under its own number.
-            if writeln!(worker.stdin, "{line}").is_ok() {
+            if matches!(worker.child.try_wait(), Ok(None)) && worker.requests.send(line.clone()).is_ok() {
                 let number = worker.number;
                 self.busy.push(worker);
                 return Ok(number);
             }
             let _ = worker.child.wait();
         }
-        let mut worker = self.start(command, &request.gpus)?;
-        writeln!(worker.stdin, "{line}")?;
+        let worker = self.start(command, &request.gpus)?;
+        // A worker that has ended already is reported as ended.
+        let _ = worker.requests.send(line);
         let number = worker.number;
         self.busy.push(worker);
         Ok(number)
@@ -78,24 +93,34 @@ impl Workers {
         let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
             return Err(std::io::Error::other("the worker's standard streams are not there"));
         };
+        let requests = written_to(stdin);
         let outputs = self.outputs.clone();
+        let say = {
+            let (outputs, unheard) = (self.outputs.clone(), self.unheard.clone());
+            move |message| {
+                while unheard.load(Ordering::Relaxed) > MOST_UNHEARD {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                unheard.fetch_add(1, Ordering::Relaxed);
+                outputs.send(message).is_ok()
+            }
+        };
         let errors = thread::spawn({
-            let outputs = self.outputs.clone();
-            move || each_line(stderr, |line| outputs.send(Message::Line(number, line)).is_ok())
+            let say = say.clone();
+            move || each_line(stderr, |line| say(Message::Line(number, line)))
         });
         thread::spawn(move || {
             each_line(stdout, |line| {
-                let output = match serde_json::from_str(&line) {
+                say(match serde_json::from_str(&line) {
                     Ok(reply) => Message::Reply(number, reply),
                     Err(_) => Message::Line(number, line),
-                };
-                outputs.send(output).is_ok()
+                })
             });
             // What it said last belongs in front of its end.
             let _ = errors.join();
             let _ = outputs.send(Message::Ended(number));
         });
-        Ok(Worker { number, child, stdin, command: words.to_vec(), gpus: gpus.to_vec() })
+        Ok(Worker { number, child, requests, command: words.to_vec(), gpus: gpus.to_vec() })
     }
 
     /// A worker has answered: it may take the next request. One that has GPUs is ended, as it would go on to occupy their memory
@@ -139,6 +164,20 @@ impl Drop for Workers {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// A thread that writes lines to a worker for as long as somebody has more for it.
+fn written_to(mut stdin: ChildStdin) -> Sender<String> {
+    let (requests, lines) = channel::<String>();
+    thread::spawn(move || {
+        for line in lines {
+            // Whoever closed the other end is about to be reported as ended.
+            if writeln!(stdin, "{line}").is_err() {
+                return;
+            }
+        }
+    });
+    requests
 }
 
 /// Calls `take` with each line until it says no. Bytes that are no UTF-8 are replaced, and a line without end is cut.

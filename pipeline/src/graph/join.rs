@@ -1,6 +1,6 @@
 //! Joins: what each instance reads. Axes that both stages have must be equal, axes that only the needed one has are gathered.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -26,7 +26,7 @@ struct Prepared<'b> {
     /// Axes of the asking stage whose labels find candidates.
     ask: Vec<usize>,
     /// Candidates by those labels.
-    by_labels: HashMap<Vec<&'b str>, Vec<usize>>,
+    by_labels: FxHashMap<Vec<&'b str>, Vec<usize>>,
 }
 
 impl Prepared<'_> {
@@ -71,7 +71,7 @@ impl<'a> Builder<'a> {
         let (filter, when) = (parse(&join.filter), parse(&join.when));
         let needed = &self.by_stage[join.stage.as_str()];
         let pairs = Self::equal_axes(own, &needed.per, filter.as_ref());
-        let mut by_labels: HashMap<Vec<&str>, Vec<usize>> = HashMap::new();
+        let mut by_labels: FxHashMap<Vec<&str>, Vec<usize>> = FxHashMap::default();
         for (index, (_, places)) in needed.nodes.iter().enumerate() {
             let labels = pairs.iter().map(|(_, there)| self.label(&needed.per[*there], places[*there])).collect();
             by_labels.entry(labels).or_default().push(index);
@@ -146,7 +146,7 @@ impl<'a> Builder<'a> {
             let kind = &self.loaded.kinds[self.loaded.kind_of(name)];
             for required in &kind.requires {
                 // Thousands of instances share a few sets of parameters.
-                let mut applies: HashMap<*const Map<String, Value>, bool> = HashMap::new();
+                let mut applies: FxHashMap<*const Map<String, Value>, bool> = FxHashMap::default();
                 let lacking = self.by_stage[name.as_str()].nodes.iter().find(|(node, _)| {
                     let params = &self.dag[*node].params;
                     let counts = applies
@@ -198,7 +198,7 @@ impl<'a> Builder<'a> {
         let mut counts = Vec::with_capacity(members.len());
         // What a member finds depends on few of its axes: thousands of members find the same.
         let deciding = prepared.deciding(own);
-        let mut known: HashMap<Box<[u32]>, Option<Arc<[NodeIndex]>>> = HashMap::new();
+        let mut known: FxHashMap<Box<[u32]>, Option<Arc<[NodeIndex]>>> = FxHashMap::default();
         for (member, (_, places)) in members.iter().enumerate() {
             let decided_by: Box<[u32]> = deciding.iter().map(|axis| places[*axis]).collect();
             let fitting = known.entry(decided_by).or_insert_with(|| {

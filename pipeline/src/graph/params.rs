@@ -2,7 +2,7 @@
 //!
 //! Most points of a stage have the same parameters: they are worked out once for each combination of what they depend on.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -32,13 +32,14 @@ pub(super) struct Params<'a> {
     overrides: Vec<Option<Condition>>,
     /// Axes whose values change the parameters, by place among the stage's.
     shaping: Vec<usize>,
-    known: HashMap<Decided, Arc<Map<String, Value>>>,
+    known: FxHashMap<Decided, Arc<Map<String, Value>>>,
 }
 
 impl<'a> Params<'a> {
     pub(super) fn new(loaded: &'a Loaded, name: &'a str, stage: &'a Stage, kind: &'a StageKind) -> Self {
         let overrides = stage.overrides.iter().map(|change| Condition::parse(&change.when).ok()).collect();
-        let mut params = Self { loaded, name, stage, kind, overrides, shaping: Vec::new(), known: HashMap::new() };
+        let mut params =
+            Self { loaded, name, stage, kind, overrides, shaping: Vec::new(), known: FxHashMap::default() };
         params.shaping = (0..stage.per.len()).filter(|place| params.shapes(&stage.per[*place])).collect();
         params
     }

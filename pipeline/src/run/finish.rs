@@ -20,6 +20,7 @@ impl Driver<'_, '_, '_> {
                     return Err(Failure::new(format!("it ended without its output `{path}`")));
                 }
                 let files = Store::files_below(scratch.path()).map_err(|e| Failure::new(e.to_string()))?;
+                work_dir::check_names(&files)?;
                 let outputs = work_dir::take_in(&store, scratch.path(), &files)?;
                 Ok(Made { outputs, environment: BTreeMap::new() })
             };

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::executor::command::how_it_ended;
+use crate::printable::{on_one_line, printable};
 use crate::protocol::Reply;
 
 impl Driver<'_, '_, '_> {
@@ -21,16 +22,20 @@ impl Driver<'_, '_, '_> {
         self.begun();
         match message {
             Message::Line(worker, line) => {
+                self.workers.heard();
                 if let Some(log) = self.job_of(worker).and_then(|job| job.log.as_mut()) {
-                    let _ = writeln!(log, "{line}");
+                    log.line(&line);
                 }
                 Ok(())
             }
             Message::Ended(worker) => self.worker_ended(worker),
-            Message::Reply(worker, reply) => match self.by_worker.get(&worker).copied() {
-                Some(number) => self.replied(number, worker, reply),
-                None => Ok(()),
-            },
+            Message::Reply(worker, reply) => {
+                self.workers.heard();
+                match self.by_worker.get(&worker).copied() {
+                    Some(number) => self.replied(number, worker, reply),
+                    None => Ok(()),
+                }
+            }
             Message::Said(number, reply) => {
                 self.said(number, reply);
                 Ok(())
@@ -94,8 +99,9 @@ impl Driver<'_, '_, '_> {
                 self.by_worker.remove(&worker);
                 self.workers.release(worker);
                 let Some(mut job) = self.jobs.remove(&number) else { return Ok(()) };
+                let message = printable(&message);
                 if let Some(log) = &mut job.log {
-                    let _ = writeln!(log, "failed: {message}");
+                    log.line(&format!("failed: {message}"));
                 }
                 self.release(job.held);
                 self.attempt_failed(job.node, Failure::new(message), Some(job.log_path))
@@ -112,16 +118,18 @@ impl Driver<'_, '_, '_> {
         let Some(job) = self.jobs.get_mut(&number) else { return };
         let instance = self.planner.graph.dag[job.node].name.clone();
         match reply {
-            Reply::Progress { done, total, unit } => (self.tell)(Event::Progress { instance, done, total, unit }),
+            Reply::Progress { done, total, unit } => {
+                (self.tell)(Event::Progress { instance, done, total, unit: on_one_line(&unit) });
+            }
             Reply::Metric { name, value } => {
-                job.metrics.insert(name, value);
+                job.metrics.insert(on_one_line(&name), value);
             }
             Reply::Log { warning, text } => {
                 if let Some(log) = &mut job.log {
-                    let _ = writeln!(log, "{}{text}", if warning { "warning: " } else { "" });
+                    log.line(&format!("{}{text}", if warning { "warning: " } else { "" }));
                 }
                 if warning {
-                    (self.tell)(Event::Warning { instance, text });
+                    (self.tell)(Event::Warning { instance, text: printable(&text) });
                 }
             }
             _ => {}

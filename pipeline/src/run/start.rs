@@ -158,8 +158,8 @@ impl Driver<'_, '_, '_> {
             let path = path.to_owned();
             move |source| StoreError::Io { action: "write", path, source }
         };
-        let mut log = File::create(&job.log_path).map_err(io(&job.log_path))?;
-        writeln!(log, "{name}\nkey {}", job.resolved.key).map_err(io(&job.log_path))?;
+        let heading = format!("{name}\nkey {}\n", job.resolved.key);
+        let log = LogFile::create(&job.log_path, &heading).map_err(io(&job.log_path))?;
         let scratch = self.store.scratch()?;
         let resolved = &job.resolved;
         let inputs = resolved.inputs.iter().map(|input| RunInput {

@@ -11,6 +11,7 @@ use siteline_stages::runtime;
 
 fn main() {
     tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().init();
+    runtime::keep_memory();
     let (sender, requests) = channel::<String>();
     // The driver's end of standard input closes with the driver, however that ends: a worker never outlives it.
     std::thread::spawn(move || {
@@ -34,7 +35,9 @@ fn main() {
                 if !std::mem::replace(&mut cuda_is_open, true) {
                     runtime::open_cuda();
                 }
-                say(run(&request));
+                let reply = run(&request);
+                runtime::give_memory_back();
+                say(reply);
             }
             Err(e) => say(Reply::Failed { message: format!("not a request: {e}") }),
         }

@@ -1,7 +1,7 @@
 //! `confounder-dictionary`: a prompts file and CLIP's text tower to MCDRL's dictionary (methods.md 1.1 to 1.3).
 //!
 //! Writes `dictionary.safetensors`: `Z` (M, d), the confounders; `classes` (K, d), the class prompts; `class_domain` (K, M, d),
-//! each class with each confounder; all rows of unit length. `prompts.json` lists the texts in the same order, and nothing of
+//! each class with each confounder; all rows of unit length unless `unit_length` is false. `prompts.json` lists the texts in the same order, and nothing of
 //! how the file was laid out, so a comment in it changes no byte here.
 
 use std::collections::BTreeMap;
@@ -37,6 +37,13 @@ pub struct Params {
     /// A control: with a seed, every embedding that names a confounder is a random vector of the same length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub random: Option<u64>,
+    /// Whether every embedding is brought to unit length. [I]
+    #[serde(default = "yes")]
+    pub unit_length: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// The kind's specification.
@@ -94,10 +101,14 @@ pub fn run(ctx: &Ctx) -> Result<()> {
         }
     }
     let (k, m) = (prompts.classes.len() as i64, prompts.domains.len() as i64);
+    let embed = |texts: &[String]| match params.unit_length {
+        true => clip.embed_texts(texts),
+        false => clip.text_features(texts),
+    };
     let tensors = Tensors::from([
-        ("Z".to_owned(), clip.embed_texts(&prompts.domain_prompts)?),
-        ("classes".to_owned(), clip.embed_texts(&prompts.class_prompts)?),
-        ("class_domain".to_owned(), clip.embed_texts(&prompts.class_domain_prompts)?.view([k, m, -1])),
+        ("Z".to_owned(), embed(&prompts.domain_prompts)?),
+        ("classes".to_owned(), embed(&prompts.class_prompts)?),
+        ("class_domain".to_owned(), embed(&prompts.class_domain_prompts)?.view([k, m, -1])),
     ]);
     let tensors = match params.random {
         None => tensors,

@@ -2,7 +2,7 @@
 //!
 //! Writes `model.safetensors`, `config.json` (what the model is built by) and `history.parquet` (one row an epoch).
 
-mod setup;
+pub mod setup;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

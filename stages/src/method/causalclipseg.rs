@@ -148,7 +148,11 @@ impl CausalClipSegMethod {
 
     fn sized(&self, logits: &Tensor) -> Tensor {
         let size = [self.side, self.side];
-        if logits.size()[2..] == size { logits.shallow_clone() } else { logits.upsample_bilinear2d(size, false, None, None) }
+        if logits.size()[2..] == size {
+            logits.shallow_clone()
+        } else {
+            logits.upsample_bilinear2d(size, false, None, None)
+        }
     }
 }
 

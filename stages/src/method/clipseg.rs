@@ -10,6 +10,7 @@ use crate::error::{Result, StageError};
 use crate::loss;
 use crate::model::clip::{Clip, Tower, normalise};
 use crate::model::clipseg::{Decoder, HEADS};
+use crate::precision::Autocast;
 use crate::shared::Shared;
 
 /// Parameters of CLIPSeg.
@@ -39,7 +40,9 @@ pub const WANTS: Wants = Wants::of(Takes::PixelsForClip).with_dictionary().score
 pub fn build(params: &Params, path: &nn::Path, given: Given) -> Result<Box<dyn Method>> {
     let clip = given.clip("clipseg")?.clone();
     let weights = given.weights.ok_or_else(|| {
-        StageError::Request("clipseg's encoder is frozen and not part of its model: give the stage `needs: {encoder: ...}`".into())
+        StageError::Request(
+            "clipseg's encoder is frozen and not part of its model: give the stage `needs: {encoder: ...}`".into(),
+        )
     })?;
     if params.width % HEADS != 0 || !params.layers.is_sorted_by(|a, b| a < b) {
         let message = format!("`clipseg.width` must be a multiple of {HEADS}, and `clipseg.layers` must grow");
@@ -49,7 +52,8 @@ pub fn build(params: &Params, path: &nn::Path, given: Given) -> Result<Box<dyn M
     if clip.resnet.is_some() || params.layers.is_empty() || !params.layers.iter().all(there) {
         let has = if clip.resnet.is_some() { "is a ResNet".to_owned() } else { format!("has {}", clip.vision_layers) };
         let layers = &params.layers;
-        let message = format!("`clipseg.layers` are {layers:?}, blocks of a ViT counted from 0; this image tower {has}");
+        let message =
+            format!("`clipseg.layers` are {layers:?}, blocks of a ViT counted from 0; this image tower {has}");
         return Err(StageError::Request(message));
     }
     let mut store = nn::VarStore::new(path.device());
@@ -59,19 +63,12 @@ pub fn build(params: &Params, path: &nn::Path, given: Given) -> Result<Box<dyn M
     let texts = if given.class_prompts.is_empty() { vec!["lesion".to_owned()] } else { given.class_prompts.to_vec() };
     Ok(Box::new(ClipSeg {
         decoder: Decoder::new(&(path / "decoder"), &clip, params.layers.len(), params.width),
-        texts: embed(&frozen, &texts)?,
+        texts: frozen.text_features(&texts)?,
         params: params.clone(),
         side: given.sizes.side,
         frozen,
         _store: store,
     }))
-}
-
-/// Texts as the text tower gives them, not brought to unit length: (K, d).
-fn embed(clip: &Clip, texts: &[String]) -> Result<Tensor> {
-    let context = clip.config.context_length as usize;
-    let rows = texts.iter().map(|text| clip.tokenizer.encode(text, context)).collect::<Result<Vec<_>>>()?;
-    Ok(tch::no_grad(|| clip.text.forward(&rows, clip.logit_scale.device())))
 }
 
 struct ClipSeg {
@@ -96,7 +93,8 @@ impl Method for ClipSeg {
     fn forward(&self, _shared: &Shared, batch: &Batch, _at: Option<At>) -> Forward {
         let Content::Pixels(pixels) = &batch.content else { unreachable!("it asked for pixels") };
         let Tower::Vit(tower) = &self.frozen.vision else { unreachable!("it was built on a ViT") };
-        let tokens = tch::no_grad(|| tower.tokens_behind(&normalise(pixels), &self.params.layers));
+        // What is frozen stays in 32 bits, whatever precision the decoder is trained in.
+        let tokens = Autocast::paused(|| tch::no_grad(|| tower.tokens_behind(&normalise(pixels), &self.params.layers)));
         let logits = self.decoder.forward(&tokens, &self.condition(batch));
         let logits = logits.upsample_bilinear2d([self.side, self.side], false, None, None);
         Forward { logits: loss::two_logits(&logits), other: None, inner: None }

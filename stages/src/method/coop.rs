@@ -8,8 +8,8 @@ use tch::{Kind, Tensor, nn};
 use super::contract::{At, Batch, Forward, Given, Method, Takes, Wants};
 use crate::data::Content;
 use crate::error::{Result, StageError};
-use crate::model::clip::{TextTower, l2_normalise};
 use crate::model::clip::weights::ClipWeights;
+use crate::model::clip::{TextTower, l2_normalise};
 use crate::shared::Shared;
 
 /// Parameters of CoOp.
@@ -86,7 +86,9 @@ impl Frozen {
         let room = (weights.config.context_length - params.context) as usize;
         if weights.config.context_length < params.context + 4 {
             let all = weights.config.context_length;
-            return Err(StageError::Request(format!("`coop.context` leaves no room for a class: this CLIP reads {all} tokens")));
+            return Err(StageError::Request(format!(
+                "`coop.context` leaves no room for a class: this CLIP reads {all} tokens"
+            )));
         }
         let encode = |name: &String| tokenizer.encode(&format!("{name}."), room);
         let rows = std::iter::once(&params.background).chain(&lesions).map(encode).collect::<Result<Vec<_>>>()?;

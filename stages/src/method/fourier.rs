@@ -53,7 +53,15 @@ pub struct Params {
 
 impl Default for Params {
     fn default() -> Self {
-        Self { variant: Variant::Fact, most: 1.0, window: 0.01, teacher: 0.0, consistency: 2.0, ramp_up: 5, temperature: 10.0 }
+        Self {
+            variant: Variant::Fact,
+            most: 1.0,
+            window: 0.01,
+            teacher: 0.0,
+            consistency: 2.0,
+            ramp_up: 5,
+            temperature: 10.0,
+        }
     }
 }
 

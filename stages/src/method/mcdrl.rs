@@ -11,8 +11,8 @@ use tch::{Kind, Tensor, nn};
 use super::contract::{Encoded, Given, Method, Penalty, Represented, Seen, Sizes, Takes, Wants};
 use crate::dictionary::Dictionary;
 use crate::error::{Result, StageError};
-use crate::loss;
-use crate::model::intervention::{Intervention, Variant};
+use crate::loss::{self, Pool};
+use crate::model::intervention::{Intervention, Shape, Variant};
 use crate::model::transformer::{HEAD_WIDTH, l2_normalise};
 
 /// What the head sees at positions that MTRS drops.
@@ -24,6 +24,17 @@ pub enum Dropped {
     Gated,
     /// Zeros.
     Zeros,
+}
+
+/// F_vis, what stands for an image in L_contrast.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Visual {
+    /// CLIP's image-level feature: the class token of a ViT, the attention pool of a ResNet.
+    #[default]
+    Pooled,
+    /// The mean of the dense features.
+    Dense,
 }
 
 /// Parameters of MCDRL. Marked [S]: stated by the paper; [I]: inferred, our choice.
@@ -42,9 +53,12 @@ pub struct Params {
     /// Layers of the intervention network. [S]
     #[schemars(range(min = 1, max = 64))]
     pub depth: i64,
-    /// Width of its attention, in heads of 64; 0 is the dimension of the features. [I]
+    /// Width of its attention; 0 is the dimension of the features. [I]
     #[schemars(range(min = 0))]
     pub width: i64,
+    /// Heads of its attention; 0 is one for every 64 of its width. [I]
+    #[schemars(range(min = 0))]
+    pub heads: i64,
     /// Width of its feed-forward, as a multiple of the dimension of the features. [I]
     #[schemars(range(min = 1, max = 16))]
     pub ratio: i64,
@@ -52,8 +66,14 @@ pub struct Params {
     pub after_epoch: usize,
     /// Weight of L_causal. [S]
     pub causal_weight: f64,
+    /// How L_causal pools intervened features over positions. [I]
+    pub pool: Pool,
+    /// Whether both sides of L_causal are brought to unit length. [I]
+    pub unit_length: bool,
     /// Weight of L_contrast. [S]
     pub contrast_weight: f64,
+    /// What stands for an image in L_contrast. [I]
+    pub visual: Visual,
     /// Temperature of L_contrast. [S]
     #[schemars(range(min = 0.001))]
     pub tau: f64,
@@ -68,12 +88,35 @@ impl Default for Params {
             variant: Variant::Residual,
             depth: 3,
             width: 0,
+            heads: 0,
             ratio: 4,
             after_epoch: 10,
             causal_weight: 0.5,
+            pool: Pool::Mean,
+            unit_length: true,
             contrast_weight: 0.1,
+            visual: Visual::Pooled,
             tau: 0.5,
         }
+    }
+}
+
+impl Params {
+    /// The intervention network's sizes for features of `d` channels.
+    fn shape(&self, d: i64) -> Result<Shape> {
+        let width = if self.width == 0 { d } else { self.width };
+        if self.heads == 0 && width % HEAD_WIDTH != 0 {
+            let message =
+                format!("`mcdrl.width` is {width}: make it a multiple of {HEAD_WIDTH}, or say how many `heads`");
+            return Err(StageError::Request(message));
+        }
+        let heads = if self.heads == 0 { width / HEAD_WIDTH } else { self.heads };
+        if width % heads != 0 {
+            return Err(StageError::Request(format!(
+                "`mcdrl.width` of {width} is not shared out among {heads} `heads`"
+            )));
+        }
+        Ok(Shape { d, width, heads, depth: self.depth, ratio: self.ratio })
     }
 }
 
@@ -125,19 +168,14 @@ impl Mcdrl {
             Ok((path / "dictionary").add(name, value.to_device(path.device()), false))
         };
         let targets = dictionary.map(|dict| dict.class_domain.mean_dim(Some([1i64].as_slice()), false, Kind::Float));
-        let width = if params.width == 0 { d } else { params.width };
-        if width % HEAD_WIDTH != 0 {
-            return Err(StageError::Request(format!(
-                "`mcdrl.width` is {width}; it must be a multiple of {HEAD_WIDTH}"
-            )));
-        }
+        let shape = params.shape(d)?;
         Ok(Self {
             z: frozen("z", sizes.confounders, dictionary.map(|dict| dict.z.shallow_clone()))?,
             classes: frozen("classes", sizes.classes, dictionary.map(|dict| dict.classes.shallow_clone()))?,
             targets: frozen("targets", sizes.classes, targets)?,
-            intervention: params.intervention.then(|| {
-                Intervention::new(&(path / "intervention"), d, width, params.depth, params.ratio, params.variant)
-            }),
+            intervention: params
+                .intervention
+                .then(|| Intervention::new(&(path / "intervention"), shape, params.variant)),
             gate: (params.dropped == Dropped::Gated && params.alpha < 1.0)
                 .then(|| path.var("gate", &[], nn::Init::Const(0.0))),
             params: params.clone(),
@@ -177,14 +215,21 @@ impl Method for Mcdrl {
     }
 
     fn penalties(&self, seen: &Seen) -> Vec<Penalty> {
-        let (Some(labels), Some((encoded, represented))) = (seen.labels, &seen.forward.inner) else { return Vec::new() };
+        let (Some(labels), Some((encoded, represented))) = (seen.labels, &seen.forward.inner) else {
+            return Vec::new();
+        };
+        let visual = match self.params.visual {
+            Visual::Pooled => encoded.pooled.shallow_clone(),
+            Visual::Dense => Pool::Mean.over_positions(&encoded.dense),
+        };
         let mut penalties = vec![Penalty {
             name: "contrast",
             weight: self.params.contrast_weight,
-            value: loss::contrastive(&encoded.pooled, &self.classes, labels, self.params.tau),
+            value: loss::contrastive(&visual, &self.classes, labels, self.params.tau),
         }];
         if let Some(intervened) = &represented.intervened {
-            let value = loss::causal(intervened, &self.targets.index_select(0, labels));
+            let targets = self.targets.index_select(0, labels);
+            let value = loss::causal(intervened, &targets, self.params.pool, self.params.unit_length);
             penalties.push(Penalty { name: "causal", weight: self.params.causal_weight, value });
         }
         penalties

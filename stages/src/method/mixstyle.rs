@@ -1,7 +1,7 @@
 //! MixStyle (Zhou et al., ICLR 2021; methods.md 3): within the encoder, feature statistics of images are mixed.
 
-use rand::seq::SliceRandom;
 use rand::Rng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Beta, Distribution};
 use schemars::JsonSchema;
@@ -97,7 +97,10 @@ pub fn draw(params: &Params, images: i64, sites: i64, device: Device, rng: &mut 
         }
         Partner::Crossdomain => of_other_sites(images, sites, rng),
     };
-    Some(Mix { keeps: Tensor::from_slice(&keeps).to_device(device), partner: Tensor::from_slice(&partner).to_device(device) })
+    Some(Mix {
+        keeps: Tensor::from_slice(&keeps).to_device(device),
+        partner: Tensor::from_slice(&partner).to_device(device),
+    })
 }
 
 /// For each image of a batch one of another site; any where there is only one site.
@@ -131,7 +134,8 @@ mod tests {
 
     #[test]
     fn an_image_that_keeps_its_style_is_itself_and_one_that_does_not_has_its_partners_statistics() {
-        let x = Tensor::arange(96, (Kind::Float, Device::Cpu)).view([2, 3, 4, 4]) * Tensor::from_slice(&[1f32, 3.0]).view([2, 1, 1, 1]);
+        let x = Tensor::arange(96, (Kind::Float, Device::Cpu)).view([2, 3, 4, 4])
+            * Tensor::from_slice(&[1f32, 3.0]).view([2, 1, 1, 1]);
         let mix = Mix { keeps: Tensor::from_slice(&[1f32, 0.0]), partner: Tensor::from_slice(&[1i64, 0]) };
         let mixed = mix.apply(&x);
         assert!(mixed.get(0).allclose(&x.get(0), 1e-4, 1e-3, false));

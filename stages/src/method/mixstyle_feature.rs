@@ -39,9 +39,7 @@ impl Augment for MixStyleFeature {
     fn augment(&self, batch: Batch, sites: i64, rng: &mut ChaCha8Rng) -> Batch {
         let mix = mixstyle::draw(&self.params, batch.content.count(), sites, batch.masks.device(), rng);
         let content = match (batch.content, mix) {
-            (Content::Features { pooled, dense }, Some(mix)) => {
-                Content::Features { pooled, dense: mix.apply(&dense) }
-            }
+            (Content::Features { pooled, dense }, Some(mix)) => Content::Features { pooled, dense: mix.apply(&dense) },
             (content, _) => content,
         };
         Batch { content, ..batch }

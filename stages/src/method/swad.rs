@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
 
-use super::contract::{Given, Method, ValleyRule, Takes, Wants};
+use super::contract::{Given, Method, Takes, ValleyRule, Wants};
 use crate::error::Result;
 
 /// Parameters of SWAD. Losses are those at the end of each epoch.

@@ -50,7 +50,8 @@ impl Method for UnetMethod {
         let Content::Pixels(pixels) = &batch.content else { unreachable!("it asked for pixels") };
         let logits = self.network.forward(&(pixels / 127.5 - 1.0));
         let size = [self.side, self.side];
-        let logits = if logits.size()[2..] == size { logits } else { logits.upsample_bilinear2d(size, false, None, None) };
+        let logits =
+            if logits.size()[2..] == size { logits } else { logits.upsample_bilinear2d(size, false, None, None) };
         Forward { logits: loss::two_logits(&logits), other: None, inner: None }
     }
 

@@ -155,11 +155,19 @@ impl Clip {
     /// # Errors
     /// A text longer than the context.
     pub fn embed_texts<S: AsRef<str>>(&self, texts: &[S]) -> Result<Tensor> {
+        self.text_features(texts).map(|features| l2_normalise(&features))
+    }
+
+    /// Texts as the text tower gives them, of any length: (texts, d).
+    ///
+    /// # Errors
+    /// A text longer than the context.
+    pub fn text_features<S: AsRef<str>>(&self, texts: &[S]) -> Result<Tensor> {
         let rows = texts
             .iter()
             .map(|text| self.tokenizer.encode(text.as_ref(), self.config.context_length as usize))
             .collect::<Result<Vec<_>>>()?;
-        Ok(tch::no_grad(|| l2_normalise(&self.text.forward(&rows, self.logit_scale.device()))))
+        Ok(tch::no_grad(|| self.text.forward(&rows, self.logit_scale.device())))
     }
 }
 

@@ -36,7 +36,8 @@ impl Head {
     pub fn forward(&self, features: &Tensor) -> Tensor {
         let (batch, positions, d) = features.size3().expect("features are (B, N, d)");
         let grid = (positions as f64).sqrt().round() as i64;
-        let map = features.transpose(1, 2).reshape([batch, d, grid, grid]);
+        // Channels stay innermost, as features have them: convolutions then need no other order of their own.
+        let map = features.reshape([batch, grid, grid, d]).permute([0, 3, 1, 2]);
         let mut x = self.reduce.forward(&map);
         for (conv, norm) in &self.blocks {
             let size = x.size();

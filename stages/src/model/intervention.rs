@@ -9,7 +9,22 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module};
 
-use super::transformer::{HEAD_WIDTH, attend, layer_norm};
+use super::transformer::{attend, layer_norm};
+
+/// Sizes of the network.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Channels of features and dictionary rows.
+    pub d: i64,
+    /// Channels inside the attention.
+    pub width: i64,
+    /// Heads of the attention, a divisor of its width.
+    pub heads: i64,
+    /// Layers.
+    pub depth: i64,
+    /// Channels inside the feed-forward, as a multiple of `d`.
+    pub ratio: i64,
+}
 
 /// How a layer joins what it attends to with what came in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -48,11 +63,10 @@ pub struct Intervention {
 }
 
 impl Intervention {
-    /// `depth` layers for features and dictionary rows of `d` channels, `width` inside the attention, `ratio` times d inside
-    /// the feed-forward. The last linear of each residual branch starts at zero, so that switching the network on changes
-    /// nothing at first.
-    pub fn new(path: &nn::Path, d: i64, width: i64, depth: i64, ratio: i64, variant: Variant) -> Self {
-        let depth = if variant == Variant::ProjectOut { 0 } else { depth };
+    /// The last linear of each residual branch starts at zero, so that switching the network on changes nothing at first.
+    pub fn new(path: &nn::Path, shape: Shape, variant: Variant) -> Self {
+        let Shape { d, width, heads, ratio, .. } = shape;
+        let depth = if variant == Variant::ProjectOut { 0 } else { shape.depth };
         let zero = nn::LinearConfig { ws_init: nn::Init::Const(0.0), bs_init: Some(nn::Init::Const(0.0)), bias: true };
         // Without a residual path a zero output would be a dead network.
         let last = if variant == Variant::AttnOnly { nn::LinearConfig::default() } else { zero };
@@ -67,7 +81,7 @@ impl Intervention {
                 ln_2: layer_norm(&(&path / "ln_2"), d),
                 expand: nn::linear(&path / "expand", d, ratio * d, Default::default()),
                 contract: nn::linear(&path / "contract", ratio * d, d, zero),
-                heads: (width / HEAD_WIDTH).max(1),
+                heads,
             }
         };
         Self { layers: (0..depth).map(layer).collect(), variant }
@@ -110,13 +124,15 @@ mod tests {
 
     use super::*;
 
+    const SHAPE: Shape = Shape { d: 128, width: 128, heads: 2, depth: 3, ratio: 1 };
+
     fn random(shape: &[i64]) -> Tensor {
         Tensor::randn(shape, (Kind::Double, Device::Cpu))
     }
 
     fn build(variant: Variant) -> (nn::VarStore, Intervention) {
         let mut store = nn::VarStore::new(Device::Cpu);
-        let network = Intervention::new(&store.root(), 128, 128, 3, 1, variant);
+        let network = Intervention::new(&store.root(), SHAPE, variant);
         store.double();
         (store, network)
     }
@@ -134,11 +150,16 @@ mod tests {
     #[test]
     fn the_order_of_the_dictionary_does_not_matter_and_neither_does_a_second_copy() {
         tch::manual_seed(1);
-        let (_store, network) = build(Variant::AttnOnly);
-        let (f, z) = (random(&[2, 5, 128]), random(&[12, 128]));
-        let out = network.forward(&f, &z);
-        assert!(network.forward(&f, &z.flip([0])).allclose(&out, 1e-9, 1e-9, false));
-        assert!(network.forward(&f, &Tensor::cat(&[&z, &z], 0)).allclose(&out, 1e-9, 1e-9, false));
+        for variant in [Variant::Residual, Variant::AttnOnly, Variant::Subtract, Variant::ProjectOut] {
+            let (store, network) = build(variant);
+            // Branches that start at zero would agree on anything.
+            tch::no_grad(|| store.trainable_variables().iter_mut().for_each(|v| _ = v.normal_(0.0, 0.1)));
+            let (f, z) = (random(&[2, 5, 128]), random(&[12, 128]));
+            let out = network.forward(&f, &z);
+            let agrees = |z: &Tensor| network.forward(&f, z).allclose(&out, 1e-9, 1e-9, false);
+            assert!(agrees(&z.flip([0])) && agrees(&Tensor::cat(&[&z, &z], 0)), "{variant:?}");
+            assert!(!agrees(&z.narrow(0, 0, 11)), "{variant:?}");
+        }
     }
 
     /// Without a residual path each head mixes M rows, so the rank is at most heads x M (methods.md 1.4).
@@ -146,13 +167,17 @@ mod tests {
     fn attention_alone_has_the_rank_of_heads_times_dictionary() {
         tch::manual_seed(2);
         let mut store = nn::VarStore::new(Device::Cpu);
-        let network = Intervention::new(&store.root(), 128, 64, 1, 1, Variant::AttnOnly);
-        store.double();
-        let out = network.forward(&random(&[1, 100, 128]), &random(&[12, 128])).squeeze();
-        let centred = &out - out.mean_dim(Some([0i64].as_slice()), true, Kind::Double);
-        let (_, values, _) = centred.svd(true, true);
-        let rank = values.gt(1e-9).sum(Kind::Int64).int64_value(&[]);
-        assert!(rank <= 12, "rank {rank}");
+        for heads in [1, 2, 4] {
+            let shape = Shape { width: 64, heads, depth: 1, ..SHAPE };
+            let network = Intervention::new(&(store.root() / heads), shape, Variant::AttnOnly);
+            store.double();
+            let out = network.forward(&random(&[1, 100, 128]), &random(&[12, 128])).squeeze();
+            let centred = &out - out.mean_dim(Some([0i64].as_slice()), true, Kind::Double);
+            let (_, values, _) = centred.svd(true, true);
+            let rank = values.gt(1e-9).sum(Kind::Int64).int64_value(&[]);
+            // More heads do reach further, or the bound would be no bound.
+            assert!(rank <= 12 * heads && rank > 12 * (heads - 1), "rank {rank} of {heads} heads");
+        }
     }
 
     #[test]

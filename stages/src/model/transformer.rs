@@ -20,7 +20,7 @@ pub enum Activation {
 impl Activation {
     fn apply(self, x: &Tensor) -> Tensor {
         match self {
-            Self::QuickGelu => x * (x * 1.702).sigmoid(),
+            Self::QuickGelu => x * (x * 1.702).sigmoid_(),
             Self::Gelu => x.gelu("none"),
         }
     }
@@ -46,6 +46,12 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, causal: bool) -> T
     Tensor::scaled_dot_product_attention(&split(q), &split(k), &split(v), None::<&Tensor>, 0.0, causal, None, false)
         .transpose(1, 2)
         .reshape([batch, length, width])
+}
+
+/// x + `branch`, which a linear layer gave, and which is kept nowhere else: it is added to in place. In mixed precision the sum has
+/// the precision of `x`.
+fn joined(x: &Tensor, mut branch: Tensor) -> Tensor {
+    if branch.kind() == x.kind() { branch.g_add_(x) } else { x + branch }
 }
 
 /// x + attn(ln_1 x), then x + mlp(ln_2 x).
@@ -107,7 +113,29 @@ impl Block {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let qkv = self.ln_1.forward(x).linear(&self.in_proj_weight, Some(&self.in_proj_bias)).chunk(3, -1);
         let mixed = attend(&qkv[0], &qkv[1], &qkv[2], self.heads, self.causal);
-        self.feed_forward(&(x + self.out_proj.forward(&mixed)))
+        self.feed_forward(&joined(x, self.out_proj.forward(&mixed)))
+    }
+
+    /// What [`Block::forward`] makes of the first position alone: (B, N, d) to (B, 1, d). All positions are looked at, one is
+    /// computed.
+    ///
+    /// # Panics
+    /// In a block that looks at earlier positions alone.
+    pub fn forward_first(&self, x: &Tensor) -> Tensor {
+        assert!(!self.causal, "the first position of a causal block looks at nothing but itself");
+        let width = x.size().last().copied().expect("x has axes");
+        let part = |from: i64, count: i64| {
+            (
+                self.in_proj_weight.narrow(0, from * width, count * width),
+                self.in_proj_bias.narrow(0, from * width, count * width),
+            )
+        };
+        let normal = self.ln_1.forward(x);
+        let ((of_query, query_bias), (of_rest, rest_bias)) = (part(0, 1), part(1, 2));
+        let query = normal.narrow(1, 0, 1).linear(&of_query, Some(&query_bias));
+        let rest = normal.linear(&of_rest, Some(&rest_bias)).chunk(2, -1);
+        let mixed = attend(&query, &rest[0], &rest[1], self.heads, false);
+        self.feed_forward(&joined(&x.narrow(1, 0, 1), self.out_proj.forward(&mixed)))
     }
 
     /// MaskCLIP's value path through this block (methods.md 1.7): every position keeps its own value, none looks at
@@ -117,12 +145,12 @@ impl Block {
         let weight = self.in_proj_weight.narrow(0, 2 * width, width);
         let bias = self.in_proj_bias.narrow(0, 2 * width, width);
         let value = self.out_proj.forward(&self.ln_1.forward(x).linear(&weight, Some(&bias)));
-        self.feed_forward(&(value + x))
+        self.feed_forward(&joined(x, value))
     }
 
     fn feed_forward(&self, x: &Tensor) -> Tensor {
         let hidden = self.activation.apply(&self.c_fc.forward(&self.ln_2.forward(x)));
-        x + self.c_proj.forward(&hidden)
+        joined(x, self.c_proj.forward(&hidden))
     }
 }
 

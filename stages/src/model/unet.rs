@@ -28,8 +28,9 @@ impl Double {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let x = self.norms[0].forward(&self.convs[0].forward(x)).relu();
-        self.norms[1].forward(&self.convs[1].forward(&x)).relu()
+        // Group norm keeps its input, not what it gave: that may be changed in place.
+        let x = self.norms[0].forward(&self.convs[0].forward(x)).relu_();
+        self.norms[1].forward(&self.convs[1].forward(&x)).relu_()
     }
 }
 

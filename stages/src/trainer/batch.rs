@@ -146,39 +146,42 @@ pub fn gather(sites: &[Samples], chosen: &[Vec<i64>], device: Device) -> Batch {
     }
 }
 
-/// Mean over sites of the mean Dice of their validation images.
-pub fn validate(model: &Segmenter, sites: &[SiteData], samples: &[Samples]) -> Option<f64> {
-    mean_over_sites(sites, samples, &|samples, rows| score(model, samples, rows).iter().map(Counts::dice).collect())
+/// What the validation images of the training sites come to.
+pub struct Validated {
+    /// Mean over sites of the mean Dice of their images.
+    pub dice: f64,
+    /// Mean over sites of the mean segmentation loss of their images.
+    pub loss: f64,
 }
 
-/// Mean over sites of the mean segmentation loss of their validation images.
-pub fn validation_loss(model: &Segmenter, sites: &[SiteData], samples: &[Samples]) -> Option<f64> {
-    mean_over_sites(sites, samples, &|samples, rows| {
-        let loss = |chunk: &[i64]| {
-            let batch = samples.batch(chunk, model.store.device());
-            let logits = tch::no_grad(|| model.forward(&batch, None).logits);
-            loss::segmentation_by_image(&logits, &batch.masks).to_kind(Kind::Double).to_device(Device::Cpu)
-        };
-        let losses = rows.chunks(AT_ONCE).map(loss);
-        losses.flat_map(|losses| Vec::<f64>::try_from(losses).expect("losses are numbers in one row")).collect()
-    })
-}
-
-/// Mean over sites of the mean of what `of` makes of their validation images; none without any.
-fn mean_over_sites(sites: &[SiteData], samples: &[Samples], of: &dyn Fn(&Samples, &[i64]) -> Vec<f64>) -> Option<f64> {
-    let mean = |values: Vec<f64>| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
-    mean(sites.iter().zip(samples).filter_map(|(site, samples)| mean(of(samples, &site.rows(true)))).collect())
+/// Scores the validation images; none without any.
+pub fn validate(model: &Segmenter, sites: &[SiteData], samples: &[Samples]) -> Option<Validated> {
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let (mut dice, mut losses) = (Vec::new(), Vec::new());
+    for (site, samples) in sites.iter().zip(samples) {
+        let rows = site.rows(true);
+        if !rows.is_empty() {
+            let (counts, of_images) = score(model, samples, &rows);
+            dice.push(mean(&counts.iter().map(Counts::dice).collect::<Vec<_>>()));
+            losses.push(mean(&of_images));
+        }
+    }
+    (!dice.is_empty()).then(|| Validated { dice: mean(&dice), loss: mean(&losses) })
 }
 
 /// Images that are scored at once.
 pub const AT_ONCE: usize = 32;
 
-/// Counts of the model's predictions for some samples of a site, in their order.
-fn score(model: &Segmenter, samples: &Samples, rows: &[i64]) -> Vec<Counts> {
+/// Counts of the model's predictions for some samples of a site, and their segmentation losses, in their order.
+fn score(model: &Segmenter, samples: &Samples, rows: &[i64]) -> (Vec<Counts>, Vec<f64>) {
     let mut counts = Vec::with_capacity(rows.len());
+    let mut losses = Vec::with_capacity(rows.len());
     for chunk in rows.chunks(AT_ONCE) {
         let batch = samples.batch(chunk, model.store.device());
-        let predicted = model.probabilities(&batch).gt(0.5);
+        let logits = tch::no_grad(|| model.forward(&batch, None).logits);
+        let of_images = loss::segmentation_by_image(&logits, &batch.masks).to_kind(Kind::Double).to_device(Device::Cpu);
+        losses.extend(Vec::<f64>::try_from(of_images).expect("losses are numbers in one row"));
+        let predicted = logits.softmax(1, Kind::Float).select(1, 1).gt(0.5);
         let truth = batch.masks.to_kind(Kind::Bool);
         let sum = |both: Tensor| -> Vec<i64> {
             let sums = both.sum_dim_intlist([1i64, 2].as_slice(), false, Kind::Int64).to_device(Device::Cpu);
@@ -198,7 +201,7 @@ fn score(model: &Segmenter, samples: &Samples, rows: &[i64]) -> Vec<Counts> {
             tn: all[3][i],
         }));
     }
-    counts
+    (counts, losses)
 }
 
 #[cfg(test)]

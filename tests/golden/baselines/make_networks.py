@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from medpy.metric.binary import assd, dc, hd95, jc
 from monai.losses import DiceLoss
 from monai.metrics import compute_dice, compute_iou, compute_surface_dice
-from monai.networks.nets.basic_unet import Down, TwoConv, UpCat
 from safetensors.torch import save_file
 
 here = pathlib.Path(__file__).parent
-sys.path.insert(0, str(here.parent))
-from formula import uniform, weight
+sys.path[:0] = [str(here.parent), str(here)]
+from formula import uniform
+from networks import Unet, clipseg_decoder, clipseg_variables, fill, unet_variables
 
 torch.set_num_threads(1)
 out = {}
@@ -28,51 +28,9 @@ def tensor(name, *shape):
     return torch.from_numpy(uniform(name, int(np.prod(shape))).astype("float32")).view(shape)
 
 
-# U-Net of MONAI's blocks, halving channels on every level.
-WIDTH = 8
-norm = ("group", {"num_groups": 8})
-make = dict(act="relu", norm=norm, bias=True)
-
-
-class Unet(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        c = [WIDTH << i for i in range(5)]
-        self.down_0 = TwoConv(2, 3, c[0], **make)
-        for i in range(1, 5):
-            setattr(self, f"down_{i}", Down(2, c[i - 1], c[i], **make))
-        for i in (3, 2, 1, 0):
-            setattr(self, f"up_{i}", UpCat(2, c[i + 1], c[i], c[i], upsample="deconv", **make))
-        self.last = torch.nn.Conv2d(c[0], 1, 1)
-
-    def forward(self, x):
-        skips = [self.down_0(x)]
-        for i in range(1, 5):
-            skips.append(getattr(self, f"down_{i}")(skips[-1]))
-        x = skips.pop()
-        for i in (3, 2, 1, 0):
-            x = getattr(self, f"up_{i}")(x, skips.pop())
-        return self.last(x)
-
-
-def ours(name):
-    """MONAI's name of a parameter to the one in model/unet.rs."""
-    parts = name.replace("convs.conv_0", "convs.0").replace("convs.conv_1", "convs.1").split(".")
-    level, leaf = parts[0], parts[-1]
-    if level == "last":
-        return name
-    if "upsample" in parts:
-        return f"{level}.grow.{leaf}"
-    number = "0" if "conv_0" in name else "1"
-    what = "norm" if "adn" in name else "conv"
-    prefix = f"{level}.convs" if level.startswith("up") else level
-    return f"{prefix}.{what}_{number}.{leaf}"
-
-
-unet = Unet().eval()
+unet = Unet(8).eval()
+fill(unet_variables(unet), "unet.")
 with torch.no_grad():
-    for name, value in unet.state_dict().items():
-        value.copy_(weight("unet." + ours(name), value.shape))
     for side in (32, 40):
         images = tensor(f"images {side}", 2, 3, side, side)
         out[f"unet_{side}"] = unet(images)
@@ -85,37 +43,9 @@ loss = DiceLoss(sigmoid=True)(logits, masks)
 loss.backward()
 out["dice"], out["dice_gradient"] = loss.detach(), logits.grad
 
-# CLIPSeg's decoder as transformers has it, without its complex upsampling.
-from transformers import CLIPSegConfig
-from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
-
-config = CLIPSegConfig(
-    vision_config=dict(hidden_size=32, image_size=48, patch_size=16, num_hidden_layers=4, num_attention_heads=2),
-    projection_dim=24, reduce_dim=16, extract_layers=[0, 1, 2], decoder_num_attention_heads=4,
-    decoder_intermediate_size=2048, decoder_attention_dropout=0.0, decoder_hidden_act="relu",
-)
-decoder = CLIPSegDecoder(config).eval()
+decoder = clipseg_decoder(vision=32, projection=24, side=48, patch=16, layers=3, width=16).eval()
+fill(clipseg_variables(decoder), "clipseg.")
 with torch.no_grad():
-    decoder.film_mul.weight.copy_(weight("clipseg.film_mul.weight", decoder.film_mul.weight.shape))
-    decoder.film_mul.bias.copy_(weight("clipseg.film_mul.bias", decoder.film_mul.bias.shape))
-    decoder.film_add.weight.copy_(weight("clipseg.film_add.weight", decoder.film_add.weight.shape))
-    decoder.film_add.bias.copy_(weight("clipseg.film_add.bias", decoder.film_add.bias.shape))
-    decoder.transposed_convolution.weight.copy_(weight("clipseg.trans_conv.weight", (16, 1, 16, 16)))
-    decoder.transposed_convolution.bias.copy_(weight("clipseg.trans_conv.bias", (1,)))
-    for i, (reduce, layer) in enumerate(zip(decoder.reduces, decoder.layers)):
-        reduce.weight.copy_(weight(f"clipseg.reduces_{i}.weight", reduce.weight.shape))
-        reduce.bias.copy_(weight(f"clipseg.reduces_{i}.bias", reduce.bias.shape))
-        name = f"clipseg.blocks_{i}"
-        packed = weight(f"{name}.self_attn.in_proj_weight", (48, 16)), weight(f"{name}.self_attn.in_proj_bias", (48,))
-        for place, letter in enumerate("qkv"):
-            projection = getattr(layer.self_attn, f"{letter}_proj")
-            projection.weight.copy_(packed[0][16 * place:16 * place + 16])
-            projection.bias.copy_(packed[1][16 * place:16 * place + 16])
-        pairs = [(layer.self_attn.out_proj, "self_attn.out_proj"), (layer.mlp.fc1, "linear1"), (layer.mlp.fc2, "linear2"),
-                 (layer.layer_norm1, "norm1"), (layer.layer_norm2, "norm2")]
-        for module, place in pairs:
-            module.weight.copy_(weight(f"{name}.{place}.weight", module.weight.shape))
-            module.bias.copy_(weight(f"{name}.{place}.bias", module.bias.shape))
     tokens = [tensor(f"tokens {i}", 2, 10, 32) for i in range(3)]
     text = tensor("text", 2, 24)
     out["clipseg"] = decoder(tuple(tokens), text)[0].reshape(2, 1, 48, 48)

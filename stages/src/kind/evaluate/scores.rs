@@ -84,7 +84,8 @@ pub(super) fn write(path: &Path, rows: &[Row], params: &Params, config: &Segment
         ("accuracy", numbers(&|r| Some(r.counts.accuracy()))),
         ("hd95_joined_px", numbers(&|r| finite(r.surface.hd95))),
         ("assd_joined_px", numbers(&|r| finite(r.surface.assd))),
-        ("nsd", numbers(&|r| Some(r.surface.nsd))),
+        ("nsd_monai", numbers(&|r| Some(r.surface.nsd))),
+        ("nsd_tolerance_px", numbers(&|_| Some(params.nsd_tolerance))),
         ("brier", numbers(&|r| r.calibration.map(|c| c.brier))),
         ("ece", numbers(&|r| r.calibration.map(|c| c.ece))),
         ("brier_boundary", numbers(&|r| r.at_boundary.map(|c| c.brier))),
@@ -106,7 +107,7 @@ pub(super) fn write(path: &Path, rows: &[Row], params: &Params, config: &Segment
             "hd95_joined_px, assd_joined_px",
             "as MedPy 0.5.2: both directed lists joined; pixels of the working size".to_owned(),
         ),
-        ("nsd", format!("as MONAI 1.6, within {} pixels of the working size", params.nsd_tolerance)),
+        ("nsd_monai", format!("as MONAI 1.6, within {} pixels of the working size", params.nsd_tolerance)),
         ("size", "tercile of the lesion's area among the images of the site".to_owned()),
         ("boundary", format!("pixels within {BAND} of the truth's outline")),
     ];

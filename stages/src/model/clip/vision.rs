@@ -126,14 +126,19 @@ impl VisionTower {
     fn through(&self, x: Tensor, blocks: &[Block], dense: Dense) -> (Tensor, Tensor) {
         let (last, earlier) = blocks.split_last().expect("a tower has blocks");
         let x = earlier.iter().fold(x, |x, block| block.forward(&x));
-        let whole = last.forward(&x);
-        let pooled = self.project(&whole.select(1, 0));
         let positions = x.size()[1] - 1;
-        let patches = match dense {
-            Dense::Values => last.forward_values(&x.narrow(1, 1, positions)),
-            Dense::Tokens => whole.narrow(1, 1, positions),
+        let values = || last.forward_values(&x.narrow(1, 1, positions));
+        let (class, patches) = match dense {
+            // Of the last block only the class token is wanted. A training goes through all of it, so that weights which were
+            // trained once come out the same again, to the last bit.
+            Dense::Values if !x.requires_grad() => (last.forward_first(&x), values()),
+            Dense::Values => (last.forward(&x).narrow(1, 0, 1), values()),
+            Dense::Tokens => {
+                let whole = last.forward(&x);
+                (whole.narrow(1, 0, 1), whole.narrow(1, 1, positions))
+            }
         };
-        (pooled, self.project(&patches))
+        (self.project(&class.select(1, 0)), self.project(&patches))
     }
 
     fn embed(&self, images: &Tensor) -> Tensor {

@@ -1,0 +1,176 @@
+//! Packs that misbehave: one clear line each, the rest goes on, and nothing is left running.
+
+use std::time::{Duration, Instant};
+
+use crate::space::{Said, Space};
+
+/// A pack of one kind that does as `how` says.
+const ODD: &str = r#"
+import json, os, signal, subprocess, sys, time
+how = sys.argv[1] if len(sys.argv) > 1 else ""
+kind = {
+    "name": "odd", "summary": "does as it is told", "sources": [], "inputs": [], "outputs": [{"path": "out"}], "resources": {"cpu": 1},
+    "params": {"type": "object", "additionalProperties": False, "properties": {
+        "how": {"type": "string", "default": "fine"}, "padding": {"type": "string", "default": ""}}},
+    "code": {"base": "1"},
+}
+def say(reply, **fields):
+    print(json.dumps({"reply": reply, **fields}), flush=True)
+def write(folder, name, text):
+    with open(os.path.join(folder, name), "w") as file:
+        file.write(text)
+def work(how, folder):
+    if how == "slow": time.sleep(1.5)
+    if how == "hang": time.sleep(600)
+    if how == "segv": os.kill(os.getpid(), signal.SIGSEGV)
+    if how == "nothing": return say("done", environment={})
+    if how == "loud":
+        for stream in (sys.stdout, sys.stderr):
+            for _ in range(5000): stream.write("x" * 100000 + "\n")
+    if how == "bytes":
+        sys.stdout.buffer.write(b"\xff\xfe bad\n"); sys.stderr.buffer.write(b"\xff bad\n")
+    if how == "fork":
+        children = [subprocess.Popen(["sleep", "600"], start_new_session=new).pid for new in (False, True)]
+        write(os.environ["PIDS"], "pids", " ".join(map(str, children)))
+    if how == "control": write(folder, "a\nb", "x")
+    if how == "steers":
+        say("metric", name="dice\x1b[2J\nfake", value=0.5)
+        say("log", warning=True, text="look\x1b[31m here")
+        say("progress", done=1, total=2, unit="im\x1bages")
+        return say("failed", message="it \x1b[2J failed")
+    write(folder, "out", "x\n")
+    say("done", environment={})
+if how == "silent": time.sleep(600)
+if how == "deaf":
+    # Answers what it is, and reads no more than the beginning of anything else.
+    if b"describe" in os.read(0, 100): say("kinds", protocol=2, kinds=[kind])
+    else: time.sleep(600)
+    sys.exit()
+for line in sys.stdin:
+    message = json.loads(line)
+    if message["request"] == "describe": say("kinds", protocol=2, kinds=[kind])
+    else: work(message["params"]["how"], message["output_dir"])
+"#;
+
+/// A project with that pack.
+pub fn space(stages: &str) -> Space {
+    with_argument("", stages)
+}
+
+fn with_argument(argument: &str, stages: &str) -> Space {
+    let space = Space::of_commands(&format!("packs: [python3 odd.py {argument}]\nstages:\n{stages}"));
+    space.write("odd.py", ODD);
+    space
+}
+
+/// Runs a stage that misbehaves beside one that does not.
+fn misbehaving(how: &str, more: &str) -> (Space, Said) {
+    let space = space(&format!("  bad: {{uses: odd, with: {{how: {how}}}{more}}}\n  good: {{uses: odd}}\n"));
+    let said = space.run(&["run", "--plain", "-j", "2"]);
+    assert!(said.stderr.contains("done    good"), "{how}: the rest did not go on: {}", said.stderr);
+    space.assert_no_process();
+    (space, said)
+}
+
+#[test]
+fn a_worker_that_hangs_is_ended_at_its_timeout_and_its_successor_works() {
+    let began = Instant::now();
+    let (_, said) = misbehaving("hang", ", timeout: 1s, retry: {attempts: 2, backoff: 1s}");
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("attempt 2 of 2 in 1 s"), "{}", said.stderr);
+    assert!(said.stderr.contains("FAILED  bad: it took longer than 1 s and was ended"), "{}", said.stderr);
+    assert!(began.elapsed() > Duration::from_secs(3), "it did not wait between the attempts");
+    assert!(began.elapsed() < Duration::from_secs(60));
+}
+
+/// A request that is larger than any pipe, for a pack that does not read it.
+#[test]
+fn a_worker_that_does_not_read_holds_up_nobody() {
+    let padding = "x".repeat(1 << 20);
+    let stages = format!(
+        "  bad: {{uses: odd, with: {{padding: {padding}}}, timeout: 2s}}\n  good: {{run: echo x >out, outputs: [out]}}\n"
+    );
+    let space = with_argument("deaf", &stages);
+    let began = Instant::now();
+    let said = space.run(&["run", "--plain", "-j", "2"]);
+    assert!(said.stderr.contains("done    good"), "{}", said.stderr);
+    assert!(said.stderr.contains("FAILED  bad: it took longer than 2 s and was ended"), "{}", said.stderr);
+    assert!(began.elapsed() < Duration::from_secs(60));
+    space.assert_no_process();
+}
+
+#[test]
+fn a_worker_that_prints_a_gigabyte_fills_neither_disk_nor_memory() {
+    let space = space("  bad: {uses: odd, with: {how: loud}}\n");
+    let words = format!("ulimit -v 4000000; exec '{}' run --plain", crate::space::siteline().display());
+    let output = std::process::Command::new("sh").args(["-c", &words]).current_dir(space.root()).output().unwrap();
+    let said = Said::from(output);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let log = space.run(&["log", "--path", "bad"]).stdout;
+    let size = std::fs::metadata(log.trim()).unwrap().len();
+    assert!(size > 60_000_000 && size < 80_000_000, "the log has {size} bytes");
+}
+
+#[test]
+fn crashes_missing_outputs_bad_bytes_and_names_are_one_line_each() {
+    let (_, said) = misbehaving("segv", "");
+    assert!(
+        said.stderr.contains("FAILED  bad: its worker died: it was ended by signal 11 (SIGSEGV"),
+        "{}",
+        said.stderr
+    );
+    assert!(said.stderr.contains("  log: "), "{}", said.stderr);
+    let (_, said) = misbehaving("nothing", "");
+    assert!(said.stderr.contains("FAILED  bad: it ended without its output `out`"), "{}", said.stderr);
+    let (space, said) = misbehaving("bytes", "");
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    assert_eq!(space.run(&["log", "bad"]).stdout.matches(" bad").count(), 2);
+    let (_, said) = misbehaving("control", "");
+    assert!(
+        said.stderr.contains("a name with control characters") || said.stderr.contains("has control characters"),
+        "{}",
+        said.stderr
+    );
+}
+
+/// Whatever a stage says, no verb sends a control character to the terminal.
+#[test]
+fn nothing_that_a_worker_says_steers_the_terminal() {
+    let (space, said) = misbehaving("steers", "");
+    assert!(
+        said.stderr.contains(r"it \u{1b}[2J failed") && said.stderr.contains(r"look \u{1b}[31m here")
+            || said.stderr.contains(r"look\u{1b}[31m here"),
+        "{}",
+        said.stderr
+    );
+    let verbs: [&[&str]; 5] = [&["status"], &["diff"], &["history", "bad"], &["log", "bad"], &["run", "--json"]];
+    for words in verbs {
+        let said = space.run(words);
+        let steers = |text: &str| text.chars().any(|c| c.is_control() && c != '\n' && c != '\t');
+        assert!(!steers(&said.stdout) && !steers(&said.stderr), "{words:?}: {:?}{:?}", said.stdout, said.stderr);
+    }
+}
+
+#[test]
+fn children_of_a_worker_end_with_the_run() {
+    let space = space("  bad: {uses: odd, with: {how: fork}}\n");
+    let output = space.command(&["run", "--plain"]).env("PIDS", space.root()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let pids = space.read("pids");
+    assert_eq!(pids.split(' ').count(), 2, "the children never were");
+    for pid in pids.split(' ') {
+        space.assert_ended(pid);
+    }
+    space.assert_no_process();
+}
+
+#[test]
+fn a_pack_that_never_says_what_it_is_is_given_up() {
+    let space = with_argument("silent", "  bad: {uses: odd}\n");
+    let began = Instant::now();
+    let output = space.command(&["plan"]).env("SITELINE_TEST_PACK_ANSWERS_WITHIN", "1").output().unwrap();
+    let said = Said::from(output);
+    assert!(said.code == 2 && said.stderr.contains("it gave no answer within 1 s and was ended"), "{}", said.stderr);
+    assert!(began.elapsed() < Duration::from_secs(30));
+    space.assert_no_process();
+}
