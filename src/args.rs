@@ -1,5 +1,6 @@
 //! What was typed, nothing resolved.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
@@ -72,7 +73,28 @@ pub struct Chosen {
     pub force: bool,
 }
 
+impl Common {
+    /// The options that say which project it is, to be put behind another verb.
+    pub fn words(&self) -> String {
+        let word =
+            |name: &str, path: &PathBuf| format!(" {name} '{}'", path.display().to_string().replace('\'', r"'\''"));
+        let manifest = self.manifest.iter().map(|path| word("-m", path));
+        manifest.chain(self.store.iter().map(|path| word("--store", path))).collect()
+    }
+}
+
 impl Chosen {
+    /// The options as they were given, by name, for the record of a run.
+    pub fn words(&self) -> BTreeMap<String, Vec<String>> {
+        let of = |name: &str, patterns: &[String]| (name.to_owned(), patterns.to_vec());
+        let mut words = BTreeMap::from([of("only", &self.only), of("except", &self.except), of("from", &self.from)]);
+        words.retain(|_, patterns| !patterns.is_empty());
+        if self.force {
+            words.insert("force".into(), vec!["*".into()]);
+        }
+        words
+    }
+
     /// The patterns, read.
     pub fn selection(&self) -> Result<Selection, CommandError> {
         let read = |texts: &[String]| {

@@ -129,14 +129,15 @@ impl Partial {
 
 impl Cell {
     fn text(&self) -> String {
+        let causes: BTreeSet<&str> = self.missing.values().copied().collect();
+        let causes = causes.into_iter().collect::<Vec<_>>().join("/");
         if self.values.is_empty() {
-            let causes: BTreeSet<&str> = self.missing.values().copied().collect();
-            return causes.into_iter().collect::<Vec<_>>().join("/");
+            return causes;
         }
         let mean = self.values.values().sum::<f64>() / self.values.len() as f64;
         match self.missing.len() {
             0 => format!("{mean:.3}"),
-            missing => format!("{mean:.3} ({}/{})", self.values.len(), self.values.len() + missing),
+            missing => format!("{mean:.3} ({}/{}, {causes})", self.values.len(), self.values.len() + missing),
         }
     }
 }

@@ -149,6 +149,121 @@ fn events_summaries_and_plans_are_json_that_fits_its_schema() {
     assert_eq!(states, std::collections::BTreeSet::from(["cached", "run", "wait"]));
 }
 
+/// Every cell that is not there says why, and so does one that is half there.
+#[test]
+fn every_blank_cell_has_a_cause() {
+    let space = Space::of_commands(
+        "axes: {method: [a, b, c, d], held_out: [x, y], seed: [0, 1]}\nexclude: [\"method == d and held_out == y\"]\nstages:\n  train: {run: \"case ${method}${held_out}${seed} in bx*|ay1) exit 1;; cy*) sleep 60;; esac; echo >out\", per: [method, held_out, seed], outputs: [out]}\n  evaluate: {run: \"case ${method}${held_out} in by) exit 1;; esac; echo ::metric dice 0.5; echo >out\", per: [method, held_out, seed], needs: {model: train}, outputs: [out]}\n  table: {run: echo >out, needs: {scores: evaluate}, outputs: [out]}\n",
+    );
+    // A table is what makes scores of metrics.
+    let manifest = space.read("siteline.yaml");
+    space.write(
+        "siteline.yaml",
+        manifest
+            .replace(
+                "  table: {run: echo >out, needs: {scores: evaluate}, outputs: [out]}",
+                "  table: {uses: table, needs: {scores: evaluate}}",
+            )
+            .replace("::metric dice 0.5; echo >out\"", "::metric dice 0.5; echo >scores.parquet\"")
+            .replace("needs: {model: train}, outputs: [out]", "needs: {model: train}, outputs: [scores.parquet]"),
+    );
+    let said = space.run(&["run", "--plain", "-j", "3", "--except", "train[method=c]"]);
+    assert_eq!(said.code, 1, "{}", said.stderr);
+    let status = space.run(&["status"]);
+    let row = |method: &str| {
+        let line = status
+            .stdout
+            .lines()
+            .find(|line| line.trim_start().starts_with(&format!("{method} ")))
+            .unwrap_or_else(|| panic!("no {method} in {}", status.stdout));
+        line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(row("a"), "0.500 0.500 (1/2, blocked)");
+    assert_eq!(row("b"), "blocked failed");
+    assert_eq!(row("c"), "waiting waiting");
+    assert_eq!(row("d"), "0.500 excluded");
+    // The run's own table knows what it did not choose.
+    assert!(said.stdout.contains("not selected"), "{}", said.stdout);
+    assert!(said.stdout.contains("siteline log 'train[method=b,held_out=x,seed=0]'"), "{}", said.stdout);
+}
+
+#[test]
+fn what_a_run_was_asked_for_is_kept_and_its_advice_names_the_project() {
+    let space =
+        Space::of_commands("stages: {fit: {run: exit 1, outputs: [out]}, other: {run: echo >out, outputs: [out]}}\n");
+    std::fs::rename(space.path("siteline.yaml"), space.path("my study.yaml")).unwrap();
+    let said = space.run(&["run", "--plain", "-m", "my study.yaml", "--only", "fit", "--except", "other"]);
+    assert!(said.stdout.contains("siteline log -m 'my study.yaml' 'fit'"), "{}", said.stdout);
+    let run = std::fs::read_dir(space.path(".siteline/runs")).unwrap().next().unwrap().unwrap().path();
+    let request: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(run.join("request.json")).unwrap()).unwrap();
+    assert_eq!(request["chosen"], serde_json::json!({"only": ["fit"], "except": ["other"]}));
+}
+
+#[test]
+fn colours_are_for_those_who_want_them() {
+    let space = Space::of_commands("stages: {fit: {run: exit 1, output: [out]}}\n");
+    let on_a_terminal = |variables: &str| {
+        let words = format!("{variables} '{}' plan", crate::space::siteline().display());
+        let mut script = std::process::Command::new("script");
+        script
+            .args(["-qec", &words, "/dev/null"])
+            .current_dir(space.root())
+            .env("TERM", "xterm")
+            .env_remove("NO_COLOR");
+        script.output().ok().map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (Some(plain), Some(coloured)) = (on_a_terminal("NO_COLOR=1"), on_a_terminal("")) else {
+        return crate::space::skipped("there is no `script` to make a terminal with");
+    };
+    assert!(plain.contains("output") && !plain.contains('\u{1b}'), "{plain:?}");
+    assert!(coloured.contains("\u{1b}["), "{coloured:?}");
+}
+
+/// What an editor completes and explains: the kinds, and every parameter of each.
+#[test]
+fn editors_know_every_key() {
+    let space = Space::of_commands("");
+    let schema: serde_json::Value = serde_json::from_str(&space.run(&["schema"]).stdout).unwrap();
+    let described = |value: &serde_json::Value| {
+        let target = value["$ref"].as_str().and_then(|at| schema.pointer(at.strip_prefix('#').unwrap()));
+        value.get("description").is_some() || target.is_some_and(|target| target.get("description").is_some())
+    };
+    fn properties<'v>(value: &'v serde_json::Value, found: &mut Vec<(&'v String, &'v serde_json::Value)>) {
+        if let Some(map) = value.as_object() {
+            for (key, value) in map {
+                if let (true, Some(map)) = (key == "properties", value.as_object()) {
+                    found.extend(map.iter().filter(|(_, of)| of.get("const").is_none()));
+                }
+                properties(value, found);
+            }
+        }
+        value.as_array().into_iter().flatten().for_each(|item| properties(item, found));
+    }
+    let mut found = Vec::new();
+    properties(&schema, &mut found);
+    assert!(found.len() > 150, "{} properties", found.len());
+    let silent: Vec<_> =
+        found.iter().filter(|(name, of)| *name != "with" && !described(of)).map(|(name, _)| name).collect();
+    assert!(silent.is_empty(), "no description of {silent:?}");
+    let manifest =
+        |train: serde_json::Value| serde_json::json!({"siteline": 1, "name": "x", "stages": {"train": train}});
+    fit(
+        &space,
+        &schema,
+        &[manifest(serde_json::json!({"uses": "train", "with": {"epochs": 3, "mcdrl": {"alpha": 0.5}}}))],
+    );
+    let rules = schema["$defs"]["Stage"]["allOf"].as_array().unwrap();
+    let train = rules.iter().find(|rule| rule["if"]["properties"]["uses"]["const"] == "train").unwrap();
+    assert_eq!(train["then"]["properties"]["with"]["additionalProperties"], false);
+    assert!(
+        schema["$defs"]["Stage"]["properties"]["uses"]["anyOf"][0]["enum"]
+            .as_array()
+            .unwrap()
+            .contains(&"train".into())
+    );
+}
+
 #[test]
 fn a_manifest_is_checked_for_what_it_never_uses() {
     let space = Space::of_commands(

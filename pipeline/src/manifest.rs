@@ -7,6 +7,7 @@
 mod axes;
 mod check;
 pub mod command;
+pub mod editor;
 mod load;
 pub mod selection;
 

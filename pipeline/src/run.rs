@@ -56,6 +56,8 @@ pub struct Settings {
     pub sandbox: Option<Sandbox>,
     /// The command as typed, for the ledger.
     pub command: String,
+    /// The patterns that chose instances, by `only`, `except`, `from` and `force`.
+    pub chosen: BTreeMap<String, Vec<String>>,
 }
 
 /// Why a run could not be carried through; failures of single instances are part of its [`Summary`].
@@ -101,7 +103,7 @@ pub fn run(
     let overrides: Vec<String> = planner.loaded.overrides.iter().map(ToString::to_string).collect();
     write_json(
         &folder.join("request.json"),
-        &serde_json::json!({"command": row.command, "set": overrides, "manifest": planner.loaded.path}),
+        &serde_json::json!({"command": row.command, "set": overrides, "chosen": settings.chosen, "manifest": planner.loaded.path}),
     )?;
     let (sender, messages) = channel();
     let is_open = |node: &NodeIndex| matches!(plan.state(*node), State::Stale { .. } | State::Waiting { .. });

@@ -86,6 +86,7 @@ impl Run {
             memory: self.memory.unwrap_or_else(memory),
             sandbox: if self.sandbox { Some(sandbox(&project)?) } else { None },
             command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+            chosen: self.chosen.words(),
         };
         let stop = Arc::new(AtomicBool::new(false));
         let flag = stop.clone();
@@ -114,7 +115,7 @@ impl Run {
             {
                 tell!("\n{}", partial.text().trim_end());
             }
-            conclude(&summary);
+            conclude(&summary, &common.words());
             match &written {
                 Ok(Written { report: Some(report), .. }) => tell!("Report: {}", report.display()),
                 Ok(Written { folder, any: true, .. }) => tell!("Results: {}", folder.display()),
@@ -135,7 +136,8 @@ impl Run {
     }
 }
 
-fn conclude(summary: &Summary) {
+/// `common`: the options without which the commands that it names would not find the run.
+fn conclude(summary: &Summary, common: &str) {
     let seconds = summary.took.as_secs_f64();
     let mut parts = vec![format!("{} executed", summary.executed.len()), format!("{} cached", summary.cached)];
     if !summary.failed.is_empty() {
@@ -150,10 +152,13 @@ fn conclude(summary: &Summary) {
         const SHOWN: usize = 10;
         tell!("{} failed:", count(summary.failed.len(), "instance"));
         for (instance, message) in summary.failed.iter().take(SHOWN) {
-            tell!("  {instance}: {}\n    siteline log '{instance}'", message.lines().next().unwrap_or_default());
+            tell!(
+                "  {instance}: {}\n    siteline log{common} '{instance}'",
+                message.lines().next().unwrap_or_default()
+            );
         }
         if summary.failed.len() > SHOWN {
-            tell!("  and {} more; `siteline status` lists them", summary.failed.len() - SHOWN);
+            tell!("  and {} more; `siteline status{common}` lists them", summary.failed.len() - SHOWN);
         }
     }
 }

@@ -47,7 +47,9 @@ impl Schema {
             return Ok(ExitCode::SUCCESS);
         }
         if !self.kinds && self.kind.is_none() {
-            show(siteline_pipeline::manifest::json_schema());
+            // Without a worker it lacks the kinds, and is a schema all the same.
+            let kinds = open_pack(common).map(|pack| pack.kinds).unwrap_or_default();
+            show(siteline_pipeline::manifest::editor::schema(&kinds));
             return Ok(ExitCode::SUCCESS);
         }
         let pack = open_pack(common)?;
