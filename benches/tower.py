@@ -16,17 +16,36 @@ def embed(tower, pixels):
 
 
 def encode(tower, pixels, mix=None):
-    """Pooled and dense features: the last block once whole, and once on its value path (MaskCLIP). `mix` changes patches behind the
+    """Pooled and dense features: of the last block the class token, and its value path (MaskCLIP). `mix` changes patches behind the
     first third of the blocks."""
+    x, last = in_front_of_the_last_block(tower, pixels, mix)
+    return tower.ln_post(class_token(last, x)) @ tower.proj, dense(tower, last, x)
+
+
+def in_front_of_the_last_block(tower, pixels, mix=None):
     x = embed(tower, pixels)
     *early, last = tower.transformer.resblocks
     for place, block in enumerate(early):
         if mix is not None and place == (len(early) + 1) // 3:
             x = torch.cat([x[:, :1], mix(x[:, 1:])], 1)
         x = block(x)
-    pooled = tower.ln_post(last(x)[:, 0]) @ tower.proj
+    return x, last
+
+
+def class_token(block, x):
+    """What a block makes of the first position, which looks at all of them."""
+    width, attention, normal = x.shape[-1], block.attn, block.ln_1(x)
+    heads = lambda t: t.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    query = F.linear(normal[:, :1], attention.in_proj_weight[:width], attention.in_proj_bias[:width])
+    key, value = F.linear(normal, attention.in_proj_weight[width:], attention.in_proj_bias[width:]).chunk(2, -1)
+    mixed = F.scaled_dot_product_attention(heads(query), heads(key), heads(value)).transpose(1, 2).flatten(2)
+    x = x[:, :1] + attention.out_proj(mixed)
+    return (x + block.mlp(block.ln_2(x)))[:, 0]
+
+
+def dense(tower, last, x):
     width, attention = x.shape[-1], last.attn
     values = F.linear(last.ln_1(x[:, 1:]), attention.in_proj_weight[2 * width:], attention.in_proj_bias[2 * width:])
     v = x[:, 1:] + attention.out_proj(values)
     v = v + last.mlp(last.ln_2(v))
-    return pooled, tower.ln_post(v) @ tower.proj
+    return tower.ln_post(v) @ tower.proj

@@ -26,12 +26,19 @@ def work(how, folder):
     if how == "nothing": return say("done", environment={})
     if how == "loud":
         for stream in (sys.stdout, sys.stderr):
-            for _ in range(5000): stream.write("x" * 100000 + "\n")
+            for _ in range(10000): stream.write("x" * 100000 + "\n")
     if how == "bytes":
         sys.stdout.buffer.write(b"\xff\xfe bad\n"); sys.stderr.buffer.write(b"\xff bad\n")
     if how == "fork":
         children = [subprocess.Popen(["sleep", "600"], start_new_session=new).pid for new in (False, True)]
         write(os.environ["PIDS"], "pids", " ".join(map(str, children)))
+    if how == "forks-and-dies":
+        for new in (False, True): subprocess.Popen(["sleep", "600"], start_new_session=new)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if how == "closes":
+        os.close(1); os.close(2); time.sleep(600)
+    if how == "stops-reading":
+        write(folder, "out", "x\n"); say("done", environment={}); os.close(0); time.sleep(600)
     if how == "control": write(folder, "a\nb", "x")
     if how == "steers":
         say("metric", name="dice\x1b[2J\nfake", value=0.5)
@@ -100,9 +107,9 @@ fn a_worker_that_does_not_read_holds_up_nobody() {
 }
 
 #[test]
-fn a_worker_that_prints_a_gigabyte_fills_neither_disk_nor_memory() {
+fn a_worker_that_prints_two_gigabytes_fills_neither_disk_nor_memory() {
     let space = space("  bad: {uses: odd, with: {how: loud}}\n");
-    let words = format!("ulimit -v 4000000; exec '{}' run --plain", crate::space::siteline().display());
+    let words = format!("ulimit -v 1500000; exec '{}' run --plain", crate::space::siteline().display());
     let output = std::process::Command::new("sh").args(["-c", &words]).current_dir(space.root()).output().unwrap();
     let said = Said::from(output);
     assert_eq!(said.code, 0, "{}", said.stderr);
@@ -137,17 +144,32 @@ fn crashes_missing_outputs_bad_bytes_and_names_are_one_line_each() {
 #[test]
 fn nothing_that_a_worker_says_steers_the_terminal() {
     let (space, said) = misbehaving("steers", "");
-    assert!(
-        said.stderr.contains(r"it \u{1b}[2J failed") && said.stderr.contains(r"look \u{1b}[31m here")
-            || said.stderr.contains(r"look\u{1b}[31m here"),
-        "{}",
-        said.stderr
-    );
-    let verbs: [&[&str]; 5] = [&["status"], &["diff"], &["history", "bad"], &["log", "bad"], &["run", "--json"]];
+    assert!(said.stderr.contains(r"it \u{1b}[2J failed"), "{}", said.stderr);
+    assert!(said.stderr.contains(r"look\u{1b}[31m here"), "{}", said.stderr);
+    let verbs: [&[&str]; 6] =
+        [&["run", "--json"], &["status"], &["diff"], &["history", "bad"], &["trace", "good"], &["plan", "-v"]];
     for words in verbs {
         let said = space.run(words);
         let steers = |text: &str| text.chars().any(|c| c.is_control() && c != '\n' && c != '\t');
         assert!(!steers(&said.stdout) && !steers(&said.stderr), "{words:?}: {:?}{:?}", said.stdout, said.stderr);
+    }
+}
+
+/// It died, it can answer no more, or it hears nothing more: whatever it leaves behind, its instance fails at once.
+#[test]
+fn a_worker_that_is_gone_is_noticed_whoever_holds_its_pipes() {
+    for how in ["forks-and-dies", "closes", "stops-reading"] {
+        let space = space(&format!("  bad: {{uses: odd, with: {{how: {how}}}}}\n  good: {{uses: odd, needs: {{x: first}}}}\n  first: {{run: sleep 1; echo x >out, outputs: [out]}}\n").replace(", needs: {x: first}", ""));
+        let began = Instant::now();
+        let said = space.run(&["run", "--plain", "-j", "1"]);
+        assert!(
+            said.stderr.contains("FAILED  bad: its worker died") || how == "stops-reading",
+            "{how}: {}",
+            said.stderr
+        );
+        assert!(said.stderr.contains("done    good"), "{how}: {}", said.stderr);
+        assert!(began.elapsed() < Duration::from_secs(60), "{how}");
+        space.assert_no_process();
     }
 }
 

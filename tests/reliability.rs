@@ -400,7 +400,7 @@ fn a_group_shares_a_store() {
     if !owned.is_ok_and(|status| status.success()) {
         return skipped("files cannot be given to another group here (that takes root)");
     }
-    opened(space.root(), 0o2770).unwrap();
+    opened(space.root(), 0o2775).unwrap();
     opened(&space.path("siteline-worker"), 0o750).unwrap();
     let run = |user: &str, arguments: &[&str]| {
         let mut command = std::process::Command::new("setpriv");

@@ -59,7 +59,8 @@ class Frozen(nn.Module):
     def forward(self, pixels, mix=None):
         """Dense features; `mix` changes patches behind the first third of the blocks, as MixStyle does on a ViT."""
         with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
-            return tower.encode(self.visual, normalised(pixels), mix)
+            x, last = tower.in_front_of_the_last_block(self.visual, normalised(pixels), mix)
+            return tower.dense(self.visual, last, x)
 
     def tokens(self, pixels, layers):
         with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):

@@ -1,6 +1,6 @@
 """The methods' training steps in PyTorch, as one would write them: modules, a DataLoader, the fused AdamW.
 
-    reference.py METHOD EPOCHS      prints the seconds of one step, of the best epoch
+    reference.py METHOD EPOCHS WORKERS      prints the seconds of one step, of the best epoch; WORKERS of the DataLoader
 """
 
 import sys
@@ -24,22 +24,30 @@ def unit(x):
     return F.normalize(x, dim=-1)
 
 
-class Batches(Dataset):
-    """One item is one batch: as many images of each site, gathered by index."""
+class Rows:
+    """The images of each batch: as many of each site, in a new order every epoch."""
 
-    def __init__(self, tensors, images, batch):
-        self.tensors, self.images, self.per_site = tensors, images, batch // SITES
-        self.shuffle()
-
-    def shuffle(self):
-        self.order = torch.stack([torch.randperm(self.images) + s * self.images for s in range(SITES)])
+    def __init__(self, images, batch):
+        self.images, self.per_site = images, batch // SITES
 
     def __len__(self):
         return self.images // self.per_site
 
-    def __getitem__(self, step):
-        rows = self.order[:, step * self.per_site:(step + 1) * self.per_site].reshape(-1)
-        return [tensor[rows] for tensor in self.tensors]
+    def __iter__(self):
+        order = torch.stack([torch.randperm(self.images) + s * self.images for s in range(SITES)])
+        for step in range(len(self)):
+            yield order[:, step * self.per_site:(step + 1) * self.per_site].reshape(-1)
+
+
+class Batches(Dataset):
+    """One item is one batch, gathered by index; `change` is what a method does to pixels before the model sees them."""
+
+    def __init__(self, tensors, change=None):
+        self.tensors, self.change = tensors, change
+
+    def __getitem__(self, rows):
+        pooled, seen, *rest = (tensor[rows] for tensor in self.tensors)
+        return [pooled, self.change(seen) if self.change else seen, *rest]
 
 
 class Head(nn.Module):
@@ -138,8 +146,7 @@ class Model(nn.Module):
         if method == "mcdrl":
             return self.mcdrl(self.adapter(pooled), self.adapter(dense), masks, labels)
         if method in FROZEN:
-            # Siteline adapts the pooled feature as well.
-            pooled, dense = self.frozen(dense, mixstyle if method == "mixstyle" else None)
+            dense = self.frozen(dense, mixstyle if method == "mixstyle" else None)
             masks = masks.repeat(len(dense) // len(masks), 1, 1)
         if method == "mixstyle-feature":
             dense = mixstyle(dense)
@@ -187,18 +194,6 @@ class Model(nn.Module):
         contrast = F.cross_entropy(unit(image) @ self.classes.T / 0.5, labels)
         logits = self.head((features * self.gate).scatter(1, index, x.to(features.dtype)))
         return F.cross_entropy(logits, masks) + 0.5 * causal + 0.1 * contrast
-
-
-class Changed(Batches):
-    """Batches whose pixels a method changes before the model sees them."""
-
-    def __init__(self, change, *args):
-        self.change = change
-        super().__init__(*args)
-
-    def __getitem__(self, step):
-        pooled, pixels, *rest = super().__getitem__(step)
-        return [pooled, self.change(pixels), *rest]
 
 
 def work(method):
@@ -308,7 +303,7 @@ class Alternation:
 
 
 def main():
-    method, epochs = sys.argv[1], int(sys.argv[2])
+    method, epochs, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.manual_seed(0)
     images, batch, side = work(method)
     n = SITES * images
@@ -316,19 +311,20 @@ def main():
     of_mask = side or SIDE
     tensors = [torch.randn(n, D), seen, (torch.randn(n, of_mask, of_mask) > 1).long(), torch.arange(n) % K]
     changes = {"fourier": lambda pixels: fourier(pixels, SITES), "randconv": randconv}
-    data = Changed(changes[method], tensors, images, batch) if method in changes else Batches(tensors, images, batch)
-    loader = DataLoader(data, batch_size=None, shuffle=False, num_workers=0, pin_memory=DEVICE == "cuda")
+    rows = Rows(images, batch)
+    loader = DataLoader(
+        Batches(tensors, changes.get(method)), batch_size=None, sampler=rows, num_workers=workers, persistent_workers=workers > 0,
+        pin_memory=DEVICE == "cuda")
     training = Alternation(side) if method == "causalclipseg" else Training(method)
     to_device = lambda batch: [x.to(DEVICE, non_blocking=True) for x in batch]
     held_back = to_device([tensor[:SITES] for tensor in tensors])
     times = []
     for _ in range(epochs):
         began = time.perf_counter()
-        data.shuffle()
         for found in loader:
             training.step(to_device(found))
         training.end_epoch(held_back)
-        times.append((time.perf_counter() - began) / len(data))
+        times.append((time.perf_counter() - began) / len(rows))
     print(min(times[1:]))
 
 

@@ -58,8 +58,14 @@ impl Ledger {
     fn try_open(path: &Path) -> Result<Self> {
         let wrap = Self::wrap(path);
         // SQLite would make it writable for its owner alone, whatever the store's folders say; its other files follow this one.
-        let mut made = std::fs::OpenOptions::new();
-        drop(made.append(true).create(true).mode(0o666).open(path).map_err(StoreError::io("write", path))?);
+        // One that is there is not opened here: to close it would take SQLite's locks with it.
+        let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o666).open(path);
+        if let Err(e) = made.as_ref()
+            && e.kind() != std::io::ErrorKind::AlreadyExists
+        {
+            return Err(StoreError::io("write", path)(e.kind().into()));
+        }
+        drop(made);
         let connection = Connection::open(path).map_err(&wrap)?;
         connection.busy_timeout(Duration::from_secs(60)).map_err(&wrap)?;
         // The write-ahead log lets readers go on while a run writes. What a power cut may take is made anew from the records.

@@ -96,6 +96,14 @@ pub fn samples(site: &str, settings: &SiteSettings, files: &SiteFiles) -> Result
     };
     let class = Reader::new(site, "class", settings.class.as_ref(), table.as_ref())?;
     let patient = Reader::new(site, "patient", settings.patient.as_ref(), table.as_ref())?;
+    let known = |table: &Table| files.images.keys().any(|stem| table.row(stem).is_some());
+    if let (Some(Attribute::Column { column }), Some(table)) = (&settings.prompt, &table)
+        && !files.images.is_empty()
+        && !known(table)
+    {
+        let reason = format!("it has a `{column}` for no image of the site `{site}`: its key column names other files");
+        return Err(DatasetError::Content { path: table.path.clone(), reason });
+    }
     let prompt = Reader::new(site, PROMPT, settings.prompt.as_ref(), table.as_ref())?;
     let group = settings.patient_group.as_deref().unwrap_or(site);
     files

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use siteline_cache::{Committed, Output};
 
+use crate::printable::printable;
 use crate::protocol::Reply;
 
 pub(crate) mod command;
@@ -19,8 +20,8 @@ pub(crate) mod workers;
 /// What reaches the driver from everything that is at work.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// A worker's reply.
-    Reply(usize, Reply),
+    /// A worker's reply, and the bytes of its line.
+    Reply(usize, Reply, usize),
     /// A line of a worker that is for the log: standard error, or something that is no reply.
     Line(usize, String),
     /// A worker ended.
@@ -54,6 +55,6 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), again: true }
+        Self { message: printable(&message.into()), again: true }
     }
 }

@@ -3,12 +3,11 @@
 //! A description is kept beside the program as `PROGRAM.kinds.json`, with the program's size, times and digest. So `plan`
 //! starts no worker, and works where the program's libraries are absent.
 
-use std::io::Write;
-use std::os::unix::process::CommandExt;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use siteline_cache::Digest;
 
 use crate::executor::processes;
+use crate::printable::printable;
 use crate::protocol::{self, Reply, Request, StageKind};
 
 /// Where a kind's work is done.
@@ -170,58 +170,80 @@ fn answers_within() -> Duration {
     told.map_or(ANSWERS_WITHIN, Duration::from_secs_f64)
 }
 
-/// Ends a process group that takes too long.
-struct TimeLimit {
+/// The processes of one question, and the end that is made of them: at once when it was answered, or when it takes too long.
+struct Asked {
+    id: String,
     over: Arc<AtomicBool>,
-    ended: Option<Sender<()>>,
+    answered: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl TimeLimit {
-    fn start(leader: u32) -> Self {
-        let (ended, waits) = channel::<()>();
+impl Asked {
+    fn start(id: String) -> Self {
+        let (answered, waits) = channel::<()>();
         let over = Arc::new(AtomicBool::new(false));
-        let told = over.clone();
+        let (told, group) = (over.clone(), id.clone());
         let thread = std::thread::spawn(move || {
             if waits.recv_timeout(answers_within()) == Err(RecvTimeoutError::Timeout) {
                 told.store(true, Ordering::SeqCst);
-                processes::kill_group(leader);
+                processes::end_all_of(&group);
             }
         });
-        Self { over, ended: Some(ended), thread: Some(thread) }
+        Self { id, over, answered: Some(answered), thread: Some(thread) }
     }
 
-    /// The process has ended: whether the limit ended it.
-    fn is_over(mut self) -> bool {
-        drop(self.ended.take());
+    /// Ends what it left behind. Whether it took too long.
+    fn end(mut self) -> bool {
+        drop(self.answered.take());
         let _ = self.thread.take().map(JoinHandle::join);
+        processes::end_all_of(&self.id);
         self.over.load(Ordering::SeqCst)
     }
+}
+
+/// What a program says, up to a length that no description has.
+fn said_by(stream: Option<impl Read>) -> String {
+    const MOST: u64 = 64 << 20;
+    let mut bytes = Vec::new();
+    if let Some(stream) = stream {
+        let _ = stream.take(MOST).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Asks a program for its kinds.
 fn describe(words: &[String]) -> Result<Vec<StageKind>, PackError> {
     let program = PathBuf::from(words.join(" "));
     let silent = |reason: String| PackError::Silent { program: program.clone(), reason };
-    let mut child = start(words).stderr(Stdio::piped()).process_group(0).spawn().map_err(|e| silent(e.to_string()))?;
-    let limit = TimeLimit::start(child.id());
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let id = format!("describe-{}-{}", std::process::id(), ASKED.fetch_add(1, Ordering::Relaxed));
+    let mut command = start(words);
+    command.stderr(Stdio::piped()).env(processes::RUN_VARIABLE, &id);
+    let mut child = command.spawn().map_err(|e| silent(e.to_string()))?;
+    let asked = Asked::start(id);
     let request = serde_json::to_string(&Request::Describe).expect("a request is JSON");
     if let Some(mut stdin) = child.stdin.take() {
         // A program that cannot start has closed its end; what it said of that is on its standard error.
         let _ = writeln!(stdin, "{request}");
     }
-    let output = child.wait_with_output().map_err(|e| silent(e.to_string()))?;
-    if limit.is_over() {
+    let stderr = child.stderr.take();
+    let errors = std::thread::spawn(move || said_by(stderr));
+    let text = said_by(child.stdout.take());
+    let said = errors.join().unwrap_or_default();
+    // One that said all is about to end by itself, and how it ends may be worth telling.
+    processes::wait_for_end(child.id(), Some(Duration::from_secs(1)));
+    if asked.end() {
+        let _ = child.wait();
         return Err(silent(format!("it gave no answer within {} s and was ended", answers_within().as_secs_f64())));
     }
-    let text = String::from_utf8_lossy(&output.stdout);
+    let status = child.wait().map_err(|e| silent(e.to_string()))?;
     let reply = text.lines().find_map(|line| serde_json::from_str::<Reply>(line).ok());
     match reply {
         Some(Reply::Kinds { protocol, kinds }) if protocol == protocol::VERSION => Ok(kinds),
         Some(Reply::Kinds { protocol, .. }) => Err(PackError::Version { program: program.clone(), found: protocol }),
         _ => {
-            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Err(silent(if said.is_empty() { format!("it ended with {}", output.status) } else { said }))
+            let said = printable(said.trim());
+            Err(silent(if said.is_empty() { format!("it ended with {status}") } else { said }))
         }
     }
 }
@@ -259,7 +281,7 @@ impl Pack {
             tell(&reply);
             match reply {
                 Reply::Done { .. } => result = Ok(()),
-                Reply::Failed { message } => result = Err(PackError::Failed { message }),
+                Reply::Failed { message } => result = Err(PackError::Failed { message: printable(&message) }),
                 _ => continue,
             }
             break;

@@ -105,7 +105,7 @@ pub fn changes(record: &Record, now: &KeyParts) -> Vec<Change> {
 fn described(parts: &KeyParts) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     parts.walk(|path, part| match (path, part) {
-        (["param", name], Part::Value(value)) => flatten(&format!("parameter {name}"), value, &mut all),
+        (["param", name], Part::Value(value)) => flatten(&format!("parameter {}", quoted(name)), value, &mut all),
         (["file", input, role, label, point @ ..], Part::Content(digest)) => {
             let at: Vec<_> = point.chunks(2).map(|pair| pair.join("=")).collect();
             let at = if at.is_empty() { String::new() } else { format!("[{}]", at.join(",")) };
@@ -117,7 +117,8 @@ fn described(parts: &KeyParts) -> BTreeMap<String, String> {
             all.insert(what, digest.short());
         }
         (path, Part::Text(text)) => {
-            let shown = if text.len() == 64 { text[..12].to_owned() } else { text.to_owned() };
+            let is_digest = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let shown = if is_digest { text[..12].to_owned() } else { text.to_owned() };
             all.insert(path.join(" "), shown);
         }
         (path, Part::Value(value)) => flatten(&path.join(" "), value, &mut all),
@@ -128,14 +129,17 @@ fn described(parts: &KeyParts) -> BTreeMap<String, String> {
     all
 }
 
-/// Two values that differ are told by two texts: a text that reads like another value stands in quotation marks, and so does a name that
-/// reads like two.
+/// A name that reads like two stands in quotation marks.
+fn quoted(name: &str) -> String {
+    if name.contains(['.', '"']) { Value::from(name).to_string() } else { name.to_owned() }
+}
+
+/// Two values that differ are told by two texts: a text that reads like another value stands in quotation marks.
 fn flatten(name: &str, value: &Value, into: &mut BTreeMap<String, String>) {
     match value {
         Value::Object(map) if !map.is_empty() => {
             for (key, value) in map {
-                let key = if key.contains(['.', '"']) { Value::from(key.as_str()).to_string() } else { key.clone() };
-                flatten(&format!("{name}.{key}"), value, into);
+                flatten(&format!("{name}.{}", quoted(key)), value, into);
             }
         }
         Value::String(text) if serde_json::from_str::<Value>(text).is_err() => {

@@ -74,6 +74,8 @@ enum Edit {
     Library(String),
     Param(String, Value),
     NewParam(String),
+    /// A group with one name in it becomes a name with a dot.
+    Dotted,
     Content(usize, String),
     Label(usize, String),
     Role(usize, String),
@@ -106,6 +108,7 @@ fn edits() -> impl Strategy<Value = Edit> {
         word.prop_map(Edit::Library),
         ("[abc]", values()).prop_map(|(name, value)| Edit::Param(name, value)),
         word.prop_map(|name| Edit::NewParam(format!("new-{name}"))),
+        Just(Edit::Dotted),
         (0..3usize, word).prop_map(|(f, text)| Edit::Content(f, text)),
         (0..3usize, word).prop_map(|(f, text)| Edit::Label(f, text)),
         (0..3usize, word).prop_map(|(f, text)| Edit::Role(f, format!("r-{text}"))),
@@ -153,6 +156,11 @@ fn apply(edit: &Edit, recipe: &mut Recipe, files: &mut Vec<KeyFile<'static>>) ->
             recipe.params.insert(name.clone(), json!("x"));
             vec![vec![format!("parameter {name}"), "new".into(), "x".into()]]
         }
+        Edit::Dotted => {
+            recipe.params.remove("group");
+            recipe.params.insert("group.x".into(), json!(1));
+            vec![vec!["parameter \"group.x\"".into(), "new".into()], vec!["parameter group.x".into(), "gone".into()]]
+        }
         Edit::Content(index, text) => {
             let old = std::mem::replace(&mut files[index].digest, digest(&text));
             vec![vec![files[index].label.to_string(), old.short(), short(&text)]]
@@ -184,7 +192,7 @@ fn apply(edit: &Edit, recipe: &mut Recipe, files: &mut Vec<KeyFile<'static>>) ->
 proptest! {
     #[test]
     fn any_changed_part_changes_the_key_and_is_named(a in values(), b in values(), c in values(), edit in edits()) {
-        let before_recipe = recipe(json!({"a": a, "b": b, "c": c}));
+        let before_recipe = recipe(json!({"a": a, "b": b, "c": c, "group": {"x": 1}}));
         if let Edit::Param(name, value) = &edit {
             prop_assume!(before_recipe.params[name] != *value);
         }

@@ -1,5 +1,6 @@
 //! `siteline log`
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -41,7 +42,10 @@ impl Log {
                 println!("{}", path.display());
             } else {
                 let bytes = std::fs::read(&path).map_err(CommandError::file("read", &path))?;
-                print!("{}", printable(&String::from_utf8_lossy(&bytes)));
+                let text = String::from_utf8_lossy(&bytes);
+                // A log must not steer a terminal; whoever passes it on gets it as it is.
+                let shown = if std::io::stdout().is_terminal() { printable(&text) } else { text.into_owned() };
+                print!("{shown}");
             }
             return Ok(ExitCode::SUCCESS);
         }

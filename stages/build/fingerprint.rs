@@ -141,7 +141,13 @@ fn method_files(workspace: &Path) -> Result<Vec<PathBuf>, String> {
 fn all_known(workspace: &Path, krate: &str) -> Result<(), String> {
     let file = Path::new(krate).join("Cargo.toml");
     let text = std::fs::read_to_string(workspace.join(&file)).map_err(|e| format!("{}: {e}", file.display()))?;
-    let section = text.split("\n[").find_map(|section| section.strip_prefix("dependencies]\n")).unwrap_or_default();
+    if text.contains("[dependencies.") || text.contains(".dependencies]") {
+        return Err(format!("{}: dependencies are listed under [dependencies] alone", file.display()));
+    }
+    let section = text
+        .split("\n[")
+        .find_map(|section| section.strip_prefix("dependencies]\n"))
+        .ok_or_else(|| format!("{}: no [dependencies]", file.display()))?;
     let names =
         section.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split([' ', '=', '.']).next());
     for name in names.filter(|name| !name.is_empty()) {

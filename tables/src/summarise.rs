@@ -93,11 +93,11 @@ pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, T
 
 /// The metrics' headings. A surface Dice says its tolerance, of which there must be one.
 fn titles(metrics: &[Metric], runs: &[RunMean]) -> Result<BTreeMap<String, String>, TableError> {
-    let tolerances: BTreeSet<String> = runs.iter().filter_map(|run| run.tolerance.map(|px| px.to_string())).collect();
-    let tolerances = Vec::from_iter(tolerances);
+    let each = runs.iter().map(|run| run.tolerance.map_or_else(|| "unknown".to_owned(), |px| px.to_string()));
+    let tolerances = Vec::from_iter(each.collect::<BTreeSet<_>>());
     let of = |metric: &Metric| {
         let title = match (metric, tolerances.as_slice()) {
-            (Metric::Nsd, [px]) => format!("NSD at {px} px (%; as MONAI)"),
+            (Metric::Nsd, [px]) if px != "unknown" => format!("NSD at {px} px (%; as MONAI)"),
             (Metric::Nsd, [_, _, ..]) => {
                 let all = tolerances.join(", ");
                 return Err(TableError::Layout(format!(

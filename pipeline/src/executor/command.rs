@@ -321,7 +321,10 @@ impl<'j> Log<'j> {
 
     fn note(&mut self, text: &str) {
         self.finish();
-        self.write(format!("[siteline: {text}]\n").as_bytes());
+        self.write(b"");
+        if let Some(file) = &mut self.file {
+            file.note(&format!("[siteline: {text}]"));
+        }
     }
 
     fn end_of_line(&mut self) {

@@ -33,6 +33,11 @@ impl LogFile {
         }
     }
 
+    /// Adds a line of Siteline's own, however long the log is already.
+    pub(crate) fn note(&mut self, text: &str) {
+        let _ = writeln!(self.file, "{text}");
+    }
+
     /// Adds a line.
     pub(crate) fn line(&mut self, text: &str) {
         self.write(text.as_bytes());

@@ -4,8 +4,10 @@
 //! group or session. A watcher of its own ends them all once the driver is gone, however the driver ended.
 
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 
 /// The variable that holds the run's id.
 pub const RUN_VARIABLE: &str = "SITELINE_RUN";
@@ -19,6 +21,37 @@ pub(crate) fn kill_group(leader: u32) {
     }
 }
 
+/// Waits until a child of this process has ended, for so long at most. Whether it has. It is not waited for in the kernel's sense: its
+/// number stays its own.
+pub(crate) fn wait_for_end(pid: u32, most: Option<Duration>) -> bool {
+    let deadline = most.map(|most| Instant::now() + most);
+    let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let Some(handle) = Pid::from_raw(pid as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
+        // A kernel without such handles, or a process that is gone.
+        while has_not_ended(pid) {
+            if left().is_some_and(|left| left.is_zero()) {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        return true;
+    };
+    loop {
+        let left = left();
+        let wait = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
+        match poll(&mut [PollFd::new(&handle, PollFlags::IN)], wait.as_ref()) {
+            Ok(0) => return false,
+            Err(rustix::io::Errno::INTR) => {}
+            _ => return true,
+        }
+    }
+}
+
+fn has_not_ended(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
 /// Ends every process of a run but this one. Processes may start others meanwhile, so it looks until there are none.
 pub fn end_all_of(run: &str) {
     let wanted = format!("{RUN_VARIABLE}={run}");
@@ -30,7 +63,7 @@ pub fn end_all_of(run: &str) {
         for pid in found {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

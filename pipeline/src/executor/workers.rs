@@ -29,12 +29,14 @@ pub(crate) struct Workers {
     idle: Vec<Worker>,
     busy: Vec<Worker>,
     started: usize,
-    /// Lines that workers said and the driver has not looked at.
+    /// Bytes of lines that workers said and the driver has not looked at.
     unheard: Arc<AtomicUsize>,
 }
 
 /// A worker that says more than the driver can take waits.
-const MOST_UNHEARD: usize = 10_000;
+const MOST_UNHEARD: usize = 64 << 20;
+/// What a process that has ended said last is waited for so long: a child of its own may hold the pipe for ever.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl Workers {
     /// For a run, whose id tells its processes from others.
@@ -42,9 +44,9 @@ impl Workers {
         Self { run: run.to_owned(), outputs, idle: Vec::new(), busy: Vec::new(), started: 0, unheard: Arc::default() }
     }
 
-    /// The driver has looked at a line of a worker's.
-    pub(crate) fn heard(&self) {
-        self.unheard.fetch_sub(1, Ordering::Relaxed);
+    /// The driver has looked at a line of a worker's, of so many bytes.
+    pub(crate) fn heard(&self, bytes: usize) {
+        self.unheard.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Hands a request to an idle worker of the pack that `command` starts, or to a new one. Returns the worker's number.
@@ -60,6 +62,7 @@ impl Workers {
                 self.busy.push(worker);
                 return Ok(number);
             }
+            processes::kill_group(worker.child.id());
             let _ = worker.child.wait();
         }
         let worker = self.start(command, &request.gpus)?;
@@ -93,31 +96,48 @@ impl Workers {
         let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
             return Err(std::io::Error::other("the worker's standard streams are not there"));
         };
-        let requests = written_to(stdin);
-        let outputs = self.outputs.clone();
+        let pid = child.id();
+        let requests = written_to(stdin, pid);
         let say = {
             let (outputs, unheard) = (self.outputs.clone(), self.unheard.clone());
-            move |message| {
+            move |bytes: usize, message| {
                 while unheard.load(Ordering::Relaxed) > MOST_UNHEARD {
                     thread::sleep(Duration::from_millis(1));
                 }
-                unheard.fetch_add(1, Ordering::Relaxed);
+                unheard.fetch_add(bytes, Ordering::Relaxed);
                 outputs.send(message).is_ok()
             }
         };
-        let errors = thread::spawn({
-            let say = say.clone();
-            move || each_line(stderr, |line| say(Message::Line(number, line)))
+        // Dropped by whoever has read its stream to the end.
+        let (reading, read) = channel::<()>();
+        thread::spawn({
+            let (say, reading) = (say.clone(), reading.clone());
+            move || {
+                each_line(stderr, |line| say(line.len(), Message::Line(number, line)));
+                drop(reading);
+            }
         });
         thread::spawn(move || {
             each_line(stdout, |line| {
-                say(match serde_json::from_str(&line) {
-                    Ok(reply) => Message::Reply(number, reply),
+                let bytes = line.len();
+                let message = match serde_json::from_str(&line) {
+                    Ok(reply) => Message::Reply(number, reply, bytes),
                     Err(_) => Message::Line(number, line),
-                })
+                };
+                say(bytes, message)
             });
+            drop(reading);
+            // It can answer no more, whatever else it does.
+            if !processes::wait_for_end(pid, Some(LAST_WORDS)) {
+                processes::kill_group(pid);
+            }
+        });
+        let outputs = self.outputs.clone();
+        thread::spawn(move || {
+            processes::wait_for_end(pid, None);
+            processes::kill_group(pid);
             // What it said last belongs in front of its end.
-            let _ = errors.join();
+            let _ = read.recv_timeout(LAST_WORDS);
             let _ = outputs.send(Message::Ended(number));
         });
         Ok(Worker { number, child, requests, command: words.to_vec(), gpus: gpus.to_vec() })
@@ -167,12 +187,13 @@ impl Drop for Workers {
 }
 
 /// A thread that writes lines to a worker for as long as somebody has more for it.
-fn written_to(mut stdin: ChildStdin) -> Sender<String> {
+fn written_to(mut stdin: ChildStdin, pid: u32) -> Sender<String> {
     let (requests, lines) = channel::<String>();
     thread::spawn(move || {
         for line in lines {
-            // Whoever closed the other end is about to be reported as ended.
+            // A worker that hears nothing more is none, whether it lives or not; its end is reported.
             if writeln!(stdin, "{line}").is_err() {
+                processes::kill_group(pid);
                 return;
             }
         }

@@ -22,15 +22,15 @@ impl Driver<'_, '_, '_> {
         self.begun();
         match message {
             Message::Line(worker, line) => {
-                self.workers.heard();
+                self.workers.heard(line.len());
                 if let Some(log) = self.job_of(worker).and_then(|job| job.log.as_mut()) {
                     log.line(&line);
                 }
                 Ok(())
             }
             Message::Ended(worker) => self.worker_ended(worker),
-            Message::Reply(worker, reply) => {
-                self.workers.heard();
+            Message::Reply(worker, reply, bytes) => {
+                self.workers.heard(bytes);
                 match self.by_worker.get(&worker).copied() {
                     Some(number) => self.replied(number, worker, reply),
                     None => Ok(()),
@@ -86,7 +86,8 @@ impl Driver<'_, '_, '_> {
                 self.workers.release(worker);
                 let held = self.jobs.get_mut(&number).map(|job| {
                     job.worker = None;
-                    job.environment = environment;
+                    let plain = |(name, value): (String, String)| (on_one_line(&name), on_one_line(&value));
+                    job.environment = environment.into_iter().map(plain).collect();
                     std::mem::take(&mut job.held)
                 });
                 if let Some(held) = held {
@@ -101,7 +102,7 @@ impl Driver<'_, '_, '_> {
                 let Some(mut job) = self.jobs.remove(&number) else { return Ok(()) };
                 let message = printable(&message);
                 if let Some(log) = &mut job.log {
-                    log.line(&format!("failed: {message}"));
+                    log.note(&format!("failed: {message}"));
                 }
                 self.release(job.held);
                 self.attempt_failed(job.node, Failure::new(message), Some(job.log_path))

@@ -116,6 +116,11 @@ impl Block {
         self.feed_forward(&joined(x, self.out_proj.forward(&mixed)))
     }
 
+    /// Whether gradients reach it.
+    pub fn trains(&self) -> bool {
+        self.in_proj_weight.requires_grad()
+    }
+
     /// What [`Block::forward`] makes of the first position alone: (B, N, d) to (B, 1, d). All positions are looked at, one is
     /// computed.
     ///

@@ -131,7 +131,7 @@ impl VisionTower {
         let (class, patches) = match dense {
             // Of the last block only the class token is wanted. A training goes through all of it, so that weights which were
             // trained once come out the same again, to the last bit.
-            Dense::Values if !x.requires_grad() => (last.forward_first(&x), values()),
+            Dense::Values if !x.requires_grad() && !last.trains() => (last.forward_first(&x), values()),
             Dense::Values => (last.forward(&x).narrow(1, 0, 1), values()),
             Dense::Tokens => {
                 let whole = last.forward(&x);
