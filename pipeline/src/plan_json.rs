@@ -107,7 +107,7 @@ impl InstanceJson {
             }
             State::NotSelected => StateJson::NotSelected,
         };
-        let point = instance.point.iter().map(|(axis, value)| (axis.to_string(), value.to_string())).collect();
+        let point = instance.point.iter().map(|(axis, value)| (axis.clone(), value.clone())).collect();
         Self { instance: instance.name.clone(), stage: instance.stage.to_string(), point, state }
     }
 }

@@ -291,7 +291,7 @@ fn two_updates_of_the_methods_that_read_pixels_are_the_references() {
     agree("unet", &updated(MethodName::Unet, params.clone(), None, Reads::Pixels(32)));
     (params.clipseg.layers, params.clipseg.width) = (vec![0, 1], 16);
     let weights = clip(vit(2), None);
-    agree("clipseg", &updated(MethodName::ClipSeg, params.clone(), Some(&weights), Reads::Pixels(32)));
+    agree("clipseg", &updated(MethodName::ClipSeg, params, Some(&weights), Reads::Pixels(32)));
 }
 
 /// Both updates of a step: everything but the maskers on both branches, then the maskers for one and against the other; CLIP's own
