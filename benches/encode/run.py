@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times CLIP encoding, from JPEG files to Parquet, against PyTorch with a DataLoader, and against the encoder alone.
 
-    benches/encode/run.py [--images 96] [--rounds 2] [--python PYTHON] [--siteline PROGRAM]
+    benches/encode/run.py [--images 256] [--rounds 2] [--python PYTHON] [--siteline PROGRAM]
 
 ViT-B/16 at random weights, 224 pixels, files of 640 x 480; pooled and dense features. Siteline's time is that of the whole program, which
 also ingests, hashes and commits; PyTorch's starts when its modules are loaded. The programs take turns; each number is the best of
@@ -41,7 +41,7 @@ def output(command, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--python", default=None)
     parser.add_argument("--siteline", default=f"{TARGET}/release/siteline")
