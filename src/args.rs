@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use siteline_pipeline::pattern::InstancePattern;
 use siteline_pipeline::select::Selection;
 use tracing::level_filters::LevelFilter;
 
 use crate::commands;
 use crate::diagnostic::CommandError;
+use crate::project::pattern;
 
 /// Runs multi-site experiments as content-hashed stages: only what changed reruns, and every number can be traced to the
 /// images, prompts, weights, code and seeds behind it.
@@ -97,13 +97,7 @@ impl Chosen {
 
     /// The patterns, read.
     pub fn selection(&self) -> Result<Selection, CommandError> {
-        let read = |texts: &[String]| {
-            let parse = |text: &String| {
-                let hint = "patterns look like `train` or `train[method=mcdrl,held_out=*]`".to_owned();
-                InstancePattern::parse(text).map_err(|message| CommandError::request(message, hint))
-            };
-            texts.iter().map(parse).collect::<Result<Vec<_>, _>>()
-        };
+        let read = |texts: &[String]| texts.iter().map(|text| pattern(text)).collect::<Result<Vec<_>, _>>();
         Ok(Selection {
             only: read(&self.only)?,
             except: read(&self.except)?,

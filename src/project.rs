@@ -1,9 +1,11 @@
 //! What most commands begin with: the manifest, the kinds, the store.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use siteline_cache::{Access, Sharing, Store};
+use siteline_pipeline::NodeIndex;
 use siteline_pipeline::graph::Graph;
 use siteline_pipeline::manifest::{self, Loaded, Override};
 use siteline_pipeline::pack::Pack;
@@ -93,28 +95,18 @@ fn find_manifest() -> Result<PathBuf, CommandError> {
     })
 }
 
-/// The instance of a name, or the one that a pattern chooses.
-pub fn find_instance(planner: &Planner, name: &str) -> Result<siteline_pipeline::NodeIndex, CommandError> {
-    if let Some(node) = planner.graph.find(name) {
-        return Ok(node);
-    }
-    let pattern = InstancePattern::parse(name).map_err(|message| CommandError::request(message, None))?;
-    let graph = &planner.graph;
-    let fitting: Vec<_> =
-        graph.dag.node_indices().filter(|n| pattern.fits(&graph.dag[*n].stage, &graph.dag[*n].point)).collect();
-    match fitting.as_slice() {
-        [one] => Ok(*one),
-        [] => {
-            let hint = select::hint(planner.loaded, &pattern);
-            Err(CommandError::request(format!("there is no instance `{name}`"), hint))
-        }
-        several => {
-            let shown: Vec<_> = several.iter().take(5).map(|n| format!("  {}", graph.dag[*n].name)).collect();
-            let more = if several.len() > 5 { format!("\n  and {} more", several.len() - 5) } else { String::new() };
-            Err(CommandError::request(
-                format!("`{name}` means {} instances:\n{}{more}", several.len(), shown.join("\n")),
-                "name one of them, in quotation marks".to_owned(),
-            ))
-        }
-    }
+/// The instances of names and patterns, in the order in which they would run.
+///
+/// # Errors
+/// A text that is no pattern, and one that nothing fits.
+pub fn find_instances(planner: &Planner, texts: &[String]) -> Result<Vec<NodeIndex>, CommandError> {
+    let patterns = texts.iter().map(|text| pattern(text)).collect::<Result<Vec<_>, _>>()?;
+    let chosen: BTreeSet<_> = select::fitting(planner.loaded, &planner.graph, &patterns)?.into_iter().collect();
+    Ok(planner.graph.order.iter().copied().filter(|node| chosen.contains(node)).collect())
+}
+
+/// A pattern as it was typed, read.
+pub fn pattern(text: &str) -> Result<InstancePattern, CommandError> {
+    let hint = "patterns look like `train` or `train[method=mcdrl,held_out=*]`".to_owned();
+    InstancePattern::parse(text).map_err(|message| CommandError::request(message, hint))
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rand::seq::{IndexedRandom, SliceRandom};
+use rand::seq::{IndexedRandom, IteratorRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -15,6 +15,10 @@ struct Model {
     axes: BTreeMap<String, Vec<u32>>,
     stages: Vec<Stage>,
     files: BTreeMap<String, String>,
+    /// Programs that commands call, by file.
+    code: BTreeMap<String, String>,
+    /// The point that the sweep leaves out.
+    excluded: Option<(u32, u32)>,
     /// The order in which the stages are written.
     order: Vec<usize>,
 }
@@ -23,11 +27,34 @@ struct Model {
 struct Stage {
     per: Vec<String>,
     /// Earlier stages, by place.
-    needs: Vec<usize>,
+    needs: Vec<Need>,
     file: Option<String>,
+    /// A program that it calls.
+    code: Option<String>,
+    /// `when a == <value>`: the stage exists at these points alone.
+    only: Option<u32>,
     rate: u32,
     /// How many characters of each line of what it reads get into its output.
     width: usize,
+}
+
+/// An earlier stage that is read, and of which instances.
+#[derive(Clone, Debug)]
+struct Need {
+    stage: usize,
+    condition: Condition,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Condition {
+    /// What has the same values of the axes that both have.
+    None,
+    /// `where a == <value>`: of all instances there, those with this value.
+    Where(u32),
+    /// `where a != <value>`
+    WhereNot(u32),
+    /// `when b == <value>`: only where the reader has this value.
+    When(u32),
 }
 
 type Point = BTreeMap<String, u32>;
@@ -41,14 +68,54 @@ impl Model {
         let stages: Vec<Stage> = (0..rng.random_range(3..6))
             .map(|place| Stage {
                 per: ["a", "b"].iter().filter(|_| rng.random_bool(0.5)).map(|axis| (*axis).to_owned()).collect(),
-                needs: (0..place).filter(|_| rng.random_bool(0.5)).collect(),
+                needs: (0..place)
+                    .filter(|_| rng.random_bool(0.5))
+                    .map(|stage| Need { stage, condition: Condition::None })
+                    .collect(),
                 file: rng.random_bool(0.6).then(|| format!("f{}.txt", rng.random_range(0..3))),
+                code: rng.random_bool(0.5).then(|| format!("c{}.sh", rng.random_range(0..2))),
+                only: None,
                 rate: rng.random_range(0..100),
                 width: *[6, 400].choose(rng).unwrap(),
             })
             .collect();
         let order = (0..stages.len()).collect();
-        Self { axes, stages, files, order }
+        let code = (0..2).map(|c| (format!("c{c}.sh"), program(rng))).collect();
+        Self { axes, stages, files, code, excluded: None, order }
+    }
+
+    fn has(&self, stage: usize, axis: &str) -> bool {
+        self.stages[stage].per.iter().any(|own| own == axis)
+    }
+
+    /// The instances that one instance reads by a need.
+    fn read(&self, need: &Need, point: &Point) -> Vec<Point> {
+        if let Condition::When(value) = need.condition
+            && point["b"] != value
+        {
+            return Vec::new();
+        }
+        let fits = |there: &Point| {
+            there.iter().all(|(axis, value)| point.get(axis).is_none_or(|mine| mine == value))
+                && match need.condition {
+                    Condition::Where(value) => there["a"] == value,
+                    Condition::WhereNot(value) => there["a"] != value,
+                    Condition::None | Condition::When(_) => true,
+                }
+        };
+        self.points(&self.stages[need.stage]).into_iter().filter(fits).collect()
+    }
+
+    /// Whether every stage has instances, and every need that holds finds some: what else would be refused.
+    fn is_whole(&self) -> bool {
+        self.stages.iter().all(|stage| {
+            let points = self.points(stage);
+            let finds = |need: &Need, point: &Point| match need.condition {
+                Condition::When(value) if point["b"] != value => true,
+                _ => !self.read(need, point).is_empty(),
+            };
+            !points.is_empty() && points.iter().all(|point| stage.needs.iter().all(|need| finds(need, point)))
+        })
     }
 
     fn points(&self, stage: &Stage) -> Vec<Point> {
@@ -63,6 +130,10 @@ impl Model {
             };
             points = points.into_iter().flat_map(longer).collect();
         }
+        points.retain(|point| {
+            let left_out = self.excluded.is_some_and(|(a, b)| point.get("a") == Some(&a) && point.get("b") == Some(&b));
+            !left_out && stage.only.is_none_or(|only| point["a"] == only)
+        });
         points
     }
 
@@ -70,24 +141,34 @@ impl Model {
         let stage = &self.stages[place];
         let axes: String = stage.per.iter().map(|axis| format!(" {axis}=${{{axis}}}")).collect();
         let mut reads: Vec<String> = stage.file.iter().cloned().collect();
-        reads.extend((!stage.needs.is_empty()).then(|| "$(find -L inputs -type f | sort)".to_owned()));
+        // Where every need has a `when` that does not hold, nothing is there.
+        reads.extend(
+            (!stage.needs.is_empty()).then(|| "/dev/null $(find -L inputs -type f 2>/dev/null | sort)".to_owned()),
+        );
+        let calls: String = stage.code.iter().map(|name| format!("; sh {name} >>out")).collect();
         let body = if reads.is_empty() {
             String::new()
         } else {
             format!("; cat {} | cut -c1-{} >>out", reads.join(" "), stage.width)
         };
-        format!("echo s{place} ${{rate}}{axes} >out{body}")
+        format!("echo s{place} ${{rate}}{axes} >out{calls}{body}")
     }
 
     fn manifest(&self) -> String {
         let axes: Vec<String> = self.axes.iter().map(|(axis, values)| format!("{axis}: {values:?}")).collect();
-        let mut text = format!("axes: {{{}}}\nstages:\n", axes.join(", "));
+        let mut text = format!("axes: {{{}}}\n", axes.join(", "));
+        if let Some((a, b)) = self.excluded {
+            text.push_str(&format!("exclude: [a == {a} and b == {b}]\n"));
+        }
+        text.push_str("stages:\n");
         for place in &self.order {
             let stage = &self.stages[*place];
-            let needs: Vec<String> = stage.needs.iter().map(|needed| format!("n{needed}: s{needed}")).collect();
-            let files: Vec<&String> = stage.file.iter().collect();
+            let needs: Vec<String> = stage.needs.iter().map(Need::written).collect();
+            let (files, code): (Vec<&String>, Vec<&String>) =
+                (stage.file.iter().collect(), stage.code.iter().collect());
+            let when = stage.only.map(|value| format!("    when: a == {value}\n")).unwrap_or_default();
             text.push_str(&format!(
-                "  s{place}:\n    run: '{}'\n    per: {:?}\n    needs: {{{}}}\n    files: {files:?}\n    with: {{rate: {}}}\n    outputs: [out]\n",
+                "  s{place}:\n    run: '{}'\n    per: {:?}\n    needs: {{{}}}\n    files: {files:?}\n    code: {code:?}\n{when}    with: {{rate: {}}}\n    outputs: [out]\n",
                 self.command(*place),
                 stage.per,
                 needs.join(", "),
@@ -99,12 +180,34 @@ impl Model {
 
     fn write(&self, space: &Space) {
         space.write("siteline.yaml", format!("siteline: 1\nname: study\n{}", self.manifest()));
-        for (name, content) in &self.files {
+        for (name, content) in self.files.iter().chain(&self.code) {
             if std::fs::read_to_string(space.path(name)).ok().as_ref() != Some(content) {
                 space.write(name, content);
             }
         }
     }
+}
+
+impl Need {
+    /// As the manifest has it.
+    fn written(&self) -> String {
+        let stage = self.stage;
+        match self.condition {
+            Condition::None => format!("n{stage}: s{stage}"),
+            Condition::Where(value) => format!("n{stage}: {{stage: s{stage}, where: a == {value}}}"),
+            Condition::WhereNot(value) => format!("n{stage}: {{stage: s{stage}, where: a != {value}}}"),
+            Condition::When(value) => format!("n{stage}: {{stage: s{stage}, when: b == {value}}}"),
+        }
+    }
+}
+
+/// A program that prints a word; what is behind the word changes the program and not what it prints.
+fn program(rng: &mut ChaCha8Rng) -> String {
+    format!("echo {} # {}\n", ["one", "two"].choose(rng).unwrap(), rng.random_range(0..3))
+}
+
+fn printed(program: &str) -> String {
+    format!("{}\n", program.split(' ').nth(1).unwrap())
 }
 
 /// What the naive model remembers: everything that decides an instance's output, and the output.
@@ -122,17 +225,15 @@ impl Oracle {
         for (place, stage) in model.stages.iter().enumerate() {
             for point in model.points(stage) {
                 let mut inputs: Vec<(String, String)> = Vec::new();
-                for needed in &stage.needs {
-                    for there in model.points(&model.stages[*needed]) {
-                        let fits = there.iter().all(|(axis, value)| point.get(axis).is_none_or(|mine| mine == value));
-                        if fits {
-                            inputs.push((format!("n{needed} {there:?}"), outputs[&(*needed, there)].clone()));
-                        }
+                for need in &stage.needs {
+                    for there in model.read(need, &point) {
+                        inputs.push((format!("n{} {there:?}", need.stage), outputs[&(need.stage, there)].clone()));
                     }
                 }
                 inputs.sort();
                 let file = stage.file.as_ref().map(|name| (name, &model.files[name]));
-                let decides = format!("{} {point:?} {} {file:?} {inputs:?}", model.command(place), stage.rate);
+                let code = stage.code.as_ref().map(|name| (name, &model.code[name]));
+                let decides = format!("{} {point:?} {} {file:?} {code:?} {inputs:?}", model.command(place), stage.rate);
                 let shown: Vec<String> = stage.per.iter().map(|axis| format!("{axis}={}", point[axis])).collect();
                 let name =
                     if shown.is_empty() { format!("s{place}") } else { format!("s{place}[{}]", shown.join(",")) };
@@ -141,6 +242,7 @@ impl Oracle {
                 }
                 let axes: String = stage.per.iter().map(|axis| format!(" {axis}={}", point[axis])).collect();
                 let mut output = format!("s{place} {}{axes}\n", stage.rate);
+                output.extend(code.map(|(_, program)| printed(program)));
                 let text: String = file
                     .iter()
                     .map(|(_, content)| content.as_str())
@@ -163,8 +265,23 @@ impl Oracle {
     }
 }
 
-/// One random edit. Returns what it was.
+/// One random edit. Returns what it was. One that leaves what would be refused is taken back, and another is made.
 fn edit(model: &mut Model, oracle: &mut Oracle, space: &Space, rng: &mut ChaCha8Rng) -> String {
+    loop {
+        let before = model.clone();
+        let what = match rng.random_range(0..15) {
+            0..9 => edit_project(model, space, rng),
+            9..13 => edit_sweep(model, rng),
+            _ => damage(oracle, space, rng),
+        };
+        if model.is_whole() {
+            return what;
+        }
+        *model = before;
+    }
+}
+
+fn edit_project(model: &mut Model, space: &Space, rng: &mut ChaCha8Rng) -> String {
     let place = rng.random_range(0..model.stages.len());
     match rng.random_range(0..9) {
         0 => {
@@ -206,32 +323,71 @@ fn edit(model: &mut Model, oracle: &mut Oracle, space: &Space, rng: &mut ChaCha8
             model.order.shuffle(rng);
             "manifest reordered".to_owned()
         }
-        7 => {
-            // One object is gone: whatever made it runs again, if it is still asked for.
-            let objects: Vec<_> = std::fs::read_dir(space.path(".siteline/objects"))
-                .unwrap()
-                .flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap())
-                .map(|file| file.unwrap().path())
-                .collect();
-            let lost = objects.choose(rng).unwrap();
-            oracle.lose(&std::fs::read_to_string(lost).unwrap());
-            std::fs::remove_file(lost).unwrap();
-            "an object lost".to_owned()
-        }
         _ => {
-            std::fs::remove_file(space.path(".siteline/ledger.db")).unwrap();
-            for suffix in ["-wal", "-shm"] {
-                let _ = std::fs::remove_file(space.path(&format!(".siteline/ledger.db{suffix}")));
-            }
-            "the ledger lost".to_owned()
+            let name = model.code.keys().nth(rng.random_range(0..2)).unwrap().clone();
+            model.code.insert(name.clone(), program(rng));
+            format!("program {name}")
         }
     }
+}
+
+/// An edit of what exists and what reads what.
+fn edit_sweep(model: &mut Model, rng: &mut ChaCha8Rng) -> String {
+    let place = rng.random_range(0..model.stages.len());
+    let value = |axis: &str, rng: &mut ChaCha8Rng| *model.axes[axis].choose(rng).unwrap();
+    let (a, b) = (value("a", rng), value("b", rng));
+    match rng.random_range(0..4) {
+        0 => {
+            model.excluded = model.excluded.is_none().then_some((a, b));
+            format!("left out: {:?}", model.excluded)
+        }
+        1 if model.has(place, "a") => {
+            model.stages[place].only = model.stages[place].only.is_none().then_some(a);
+            format!("s{place} exists at {:?}", model.stages[place].only)
+        }
+        _ => {
+            let Some(which) = (0..model.stages[place].needs.len()).choose(rng) else { return "nothing".to_owned() };
+            let needed = model.stages[place].needs[which].stage;
+            let mut possible = vec![Condition::None];
+            if model.has(needed, "a") && !model.has(place, "a") {
+                possible.extend([Condition::Where(a), Condition::WhereNot(a)]);
+            }
+            if model.has(place, "b") {
+                possible.push(Condition::When(b));
+            }
+            let condition = *possible.choose(rng).unwrap();
+            model.stages[place].needs[which].condition = condition;
+            format!("s{place} reads s{needed}: {condition:?}")
+        }
+    }
+}
+
+/// Something of the store is lost.
+fn damage(oracle: &mut Oracle, space: &Space, rng: &mut ChaCha8Rng) -> String {
+    if rng.random_bool(0.5) {
+        // One object is gone: whatever made it runs again, if it is still asked for.
+        let objects: Vec<_> = std::fs::read_dir(space.path(".siteline/objects"))
+            .unwrap()
+            .flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap())
+            .map(|file| file.unwrap().path())
+            .collect();
+        let lost = objects.choose(rng).unwrap();
+        oracle.lose(&std::fs::read_to_string(lost).unwrap());
+        std::fs::remove_file(lost).unwrap();
+        return "an object lost".to_owned();
+    }
+    std::fs::remove_file(space.path(".siteline/ledger.db")).unwrap();
+    for suffix in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(space.path(&format!(".siteline/ledger.db{suffix}")));
+    }
+    "the ledger lost".to_owned()
 }
 
 #[test]
 fn random_histories_run_what_an_oracle_says_and_leave_what_a_clean_build_leaves() {
     let (mut all, mut nothing) = (0, 0);
-    for seed in 0..10 {
+    let mut conditions = BTreeSet::new();
+    for seed in 0..20 {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut model = Model::random(&mut rng);
         let mut oracle = Oracle::default();
@@ -249,6 +405,14 @@ fn random_histories_run_what_an_oracle_says_and_leave_what_a_clean_build_leaves(
                 let found = String::from_utf8(space.output(instance, "out")).unwrap();
                 assert_eq!(&found, output, "seed {seed}, {history:?}: {instance}");
             }
+            let of_needs = model.stages.iter().flat_map(|stage| &stage.needs).map(|need| match need.condition {
+                Condition::None => "all",
+                Condition::Where(_) => "where ==",
+                Condition::WhereNot(_) => "where !=",
+                Condition::When(_) => "when",
+            });
+            conditions.extend(of_needs.chain(model.excluded.map(|_| "exclude")));
+            conditions.extend(model.stages.iter().filter_map(|stage| stage.only.map(|_| "stage when")));
             history.push(edit(&mut model, &mut oracle, &space, &mut rng));
         }
         let clean = Space::of_commands("");
@@ -258,8 +422,70 @@ fn random_histories_run_what_an_oracle_says_and_leave_what_a_clean_build_leaves(
         clean.executed(&[]);
         assert_eq!(space.artifacts(), clean.artifacts(), "seed {seed}, {history:?}");
     }
+    assert_eq!(conditions.len(), 6, "only {conditions:?} were tried");
     assert!(
-        nothing > 5 && nothing < all / 2,
+        nothing > 5 && nothing < all * 3 / 5,
         "{nothing} of {all} runs had nothing to do: the edits are not what they should be"
     );
+}
+
+/// The same for prompts, by the kind that reads them: what it makes depends on what they say, not on how that is written.
+#[test]
+fn random_edits_of_prompts_run_what_an_oracle_says() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let space = Space::of_commands("");
+    let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    std::fs::copy(repository.join("weights/phantom-clip.safetensors"), space.path("clip.safetensors")).unwrap();
+    // Files by name: their words and a comment, which tells the two apart: files of one content have one dictionary. Sizes of dictionaries: an axis.
+    let mut prompts: BTreeMap<&str, (u32, u32)> = BTreeMap::from([("p0.yaml", (0, 0)), ("p1.yaml", (1, 100))]);
+    let mut sizes = vec![2];
+    let (mut dictionaries, mut readers) = (BTreeSet::new(), BTreeSet::new());
+    let (mut history, mut ran) = (Vec::new(), [0, 0]);
+    for _ in 0..14 {
+        for (name, (word, comment)) in &prompts {
+            let families =
+                format!("families: {{lighting: [light {word}, dark light], surface: [mucus {word}, blood]}}");
+            let templates = "class_prompt: \"A {class}\"\ndomain_prompt: \"An image with {domain}\"\nclass_domain_prompt: \"A {class} with {domain}\"";
+            space.write(name, format!("# {comment}\n{templates}\nclasses: [polyp]\n{families}\n"));
+        }
+        space.write("siteline.yaml", format!("siteline: 1\nname: study\nbackbones: {{tiny: {{weights: clip.safetensors}}}}\naxes:\n  backbone: [tiny]\n  words: [{{name: p0, prompts: p0.yaml}}, {{name: p1, prompts: p1.yaml}}]\n  size: {sizes:?}\nstages:\n  dictionary: {{uses: confounder-dictionary, per: [backbone, words, size]}}\n  read: {{run: 'find -L inputs -type f | wc -l >out', per: [words], needs: {{dictionaries: dictionary}}, outputs: [out]}}\n"));
+        let mut expected = BTreeSet::new();
+        for name in ["p0", "p1"] {
+            let (word, comment) = prompts[format!("{name}.yaml").as_str()];
+            for size in &sizes {
+                if dictionaries.insert((name, word, comment, *size)) {
+                    expected.insert(format!("dictionary[backbone=tiny,words={name},size={size}]"));
+                    ran[0] += 1;
+                }
+            }
+            if readers.insert((name, word, sizes.iter().copied().collect::<BTreeSet<_>>())) {
+                expected.insert(format!("read[words={name}]"));
+                ran[1] += 1;
+            }
+        }
+        let said = space.run(&["run", "--plain"]);
+        assert_eq!(said.code, 0, "{history:?}: {}", said.stderr);
+        assert_eq!(said.executed(), expected, "{history:?}: {}", said.stderr);
+        let name = *["p0.yaml", "p1.yaml"].choose(&mut rng).unwrap();
+        let (word, comment) = prompts.get_mut(name).unwrap();
+        history.push(match rng.random_range(0..5) {
+            0 | 1 => {
+                *word = rng.random_range(0..4);
+                format!("words of {name}: {word}")
+            }
+            2 => {
+                *comment += 1;
+                format!("comment of {name}: {comment}")
+            }
+            3 => {
+                sizes = if sizes.len() == 1 { vec![2, 4] } else { vec![2] };
+                format!("sizes {sizes:?}")
+            }
+            _ => {
+                space.write(name, space.read(name));
+                format!("touch of {name}")
+            }
+        });
+    }
+    assert!(ran[0] > 4 && ran[1] > 2 && ran[1] < ran[0], "{ran:?}: the edits are not what they should be: {history:?}");
 }

@@ -385,6 +385,8 @@ fn a_first_full_table_comes_before_the_second_seed() {
         ["x", "y", "z"].map(|m| place(&format!("train[method={m},seed=1]"))).into_iter().min().unwrap();
     // While the last scores of a seed are computed, free slots go on with the next.
     assert!(last_of_first <= first_of_second + 2, "{started:?}");
+    // A score comes as soon as its model is there.
+    assert!(place("evaluate[method=x,seed=0]") < place("train[method=z,seed=0]"), "{started:?}");
 }
 
 #[test]

@@ -143,12 +143,53 @@ fn graph_speaks_dot_and_mermaid() {
     );
 }
 
+/// A pattern means every instance that fits it, whatever the verb.
+#[test]
+fn every_verb_takes_patterns() {
+    let space = Space::finished();
+    let names = |stdout: &str| stdout.lines().filter(|line| line.contains("train[")).count();
+    let why = space.run(&["why", "train[method=mcdrl,held_out=*]", "--set", "stages.train.with.epochs=3"]).stdout;
+    assert_eq!((names(&why), why.matches("parameter epochs: 2 -> 3").count()), (3, 3), "{why}");
+    let history = space.run(&["history", "train[method=erm]", "train[method=mcdrl]"]).stdout;
+    assert_eq!((names(&history), history.matches("took").count()), (6, 6), "{history}");
+    let trace = space.run(&["trace", "train[held_out=C]", "--json"]).stdout;
+    let lineages: serde_json::Value = serde_json::from_str(&trace).unwrap();
+    let traced: Vec<&str> = lineages.as_array().unwrap().iter().map(|l| l["instance"].as_str().unwrap()).collect();
+    let expected = ["erm", "mcdrl"].map(|method| format!("train[method={method},backbone=tiny,held_out=C,seed=0]"));
+    assert_eq!(traced, expected);
+    let status = space.run(&["status", "train[held_out=C]", "evaluate"]).stdout;
+    let row = |stage: &str| status.lines().find(|line| line.starts_with(stage)).unwrap_or_default().to_owned();
+    let numbers = |stage: &str| row(stage).split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!((numbers("train"), numbers("evaluate")), (vec_of(["2", "2", "0", "0"]), vec_of(["6", "6", "0", "0"])));
+    assert!(!status.contains("ingest"), "{status}");
+    let audit = space.run(&["audit", "evaluate[held_out=A]"]).stdout;
+    assert!(audit.matches(": clean").count() == 2 && audit.contains("2 clean, 0 in-domain"), "{audit}");
+    let graph = space.run(&["graph", "--instances", "--only", "confounders"]).stdout;
+    assert_eq!(graph.matches(";").count(), 3, "{graph}");
+    assert_eq!(space.run(&["run", "--plain", "--set", "stages.train.with.epochs=3"]).code, 0);
+    let diff = space.run(&["diff", "--only", "train[held_out=B]"]).stdout;
+    assert!(names(&diff) == 2 && diff.contains("~ train[method=erm,backbone=tiny,held_out=B,seed=0]"), "{diff}");
+    for verb in ["why", "log", "history", "status", "audit"] {
+        let said = space.run(&[verb, "train[held_out=X]"]);
+        assert!(said.code == 2 && said.stderr.contains("the values of `held_out` are"), "{verb}: {}", said.stderr);
+    }
+    assert_eq!(space.run(&["audit", "ingest"]).code, 2, "nothing that was asked for is a score");
+    assert_eq!(space.run(&["diff", "--only", "nothing"]).code, 2);
+}
+
+fn vec_of(words: [&str; 4]) -> Vec<String> {
+    words.map(str::to_owned).to_vec()
+}
+
 #[test]
 fn logs_are_found_by_instance() {
     let space = Space::finished();
     let said = space.run(&["log", "train[method=mcdrl,held_out=A]"]);
     assert!(said.stdout.contains("\"validation_dice\""), "{}", said.stdout);
-    assert!(space.run(&["log", "train"]).stderr.contains("means 6 instances"));
+    let all = space.run(&["log", "train"]).stdout;
+    assert_eq!(all.lines().filter(|line| line.starts_with("==> train[")).count(), 6, "{all}");
+    let paths = space.run(&["log", "--path", "train[method=mc*]"]).stdout;
+    assert!(paths.lines().count() == 3 && paths.lines().all(|path| std::path::Path::new(path).exists()), "{paths}");
 }
 
 #[test]

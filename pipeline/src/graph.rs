@@ -81,16 +81,6 @@ impl Graph {
         Ok(Self { dag: builder.dag, reads: builder.reads, order })
     }
 
-    /// The instance of this name, its axes in any order.
-    pub fn find(&self, name: &str) -> Option<NodeIndex> {
-        let pattern = crate::pattern::InstancePattern::parse(name).ok()?;
-        let mut fitting = self.dag.node_indices().filter(|node| {
-            let instance = &self.dag[*node];
-            pattern.fits(&instance.stage, &instance.point) && pattern.axes.len() == instance.point.len()
-        });
-        fitting.next().filter(|_| fitting.next().is_none())
-    }
-
     /// The instances that an instance reads, with the input's name, in the order of their names.
     pub fn reads(&self, node: NodeIndex) -> impl Iterator<Item = (&str, NodeIndex)> + Clone {
         self.gathered(node).iter().flat_map(|read| read.nodes.iter().map(|node| (read.input.as_ref(), *node)))

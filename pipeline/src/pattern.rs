@@ -266,6 +266,13 @@ impl InstancePattern {
         like(&self.stage, stage)
             && self.axes.iter().all(|(axis, wanted)| point.get(axis).is_some_and(|value| like(wanted, value)))
     }
+
+    /// Whether the instance of this name fits, also one that is no part of the sweep any more.
+    pub fn fits_name(&self, name: &str) -> bool {
+        // A name is a pattern that spells out every axis.
+        let Ok(Self { stage, axes }) = Self::parse(name) else { return false };
+        self.fits(&stage, &axes.into_iter().collect())
+    }
 }
 
 impl fmt::Display for InstancePattern {

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Among the ready the first repetition of the sweep comes first (the first value on the axis `seed`), with all that it needs, so
-//! that a first full table is there early; within one repetition the order is the manifest's.
+//! that a first full table is there early; within one repetition a score comes as soon as its model is trained, in the manifest's
+//! order, so that the table fills.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -281,7 +282,8 @@ impl<'a> Schedule<'a> {
     }
 }
 
-/// Places by repetition, then in topological order. What is needed by an early repetition belongs to it.
+/// Places by repetition; in a repetition, what ends it in the manifest's order, each behind all that it needs: so a score comes as
+/// soon as its model is trained, and the table fills while later models are. What is needed by an early repetition belongs to it.
 fn ranks(graph: &Graph) -> Vec<usize> {
     let mut round: Vec<usize> = graph.dag.node_weights().map(|instance| instance.round).collect();
     // What gathers several repetitions belongs to the last of them, what they share to the first.
@@ -292,11 +294,26 @@ fn ranks(graph: &Graph) -> Vec<usize> {
         let first = graph.readers(*node).map(|reader| round[reader.index()]).min();
         round[node.index()] = first.map_or(round[node.index()], |first| first.min(round[node.index()]));
     }
-    let mut in_order: Vec<(usize, usize, NodeIndex)> =
-        graph.order.iter().enumerate().map(|(place, node)| (round[node.index()], place, *node)).collect();
-    in_order.sort();
-    let mut ranks = vec![0; in_order.len()];
-    in_order.iter().enumerate().for_each(|(rank, (_, _, node))| ranks[node.index()] = rank);
+    let of = |node: NodeIndex| round[node.index()];
+    let ends = |node: &NodeIndex| graph.readers(*node).all(|reader| of(reader) > of(*node));
+    let mut ends: Vec<NodeIndex> = graph.order.iter().copied().filter(ends).collect();
+    ends.sort_by_key(|node| of(*node));
+    // Whatever does not end its repetition is needed by something that does.
+    let unseen = usize::MAX;
+    let (mut ranks, mut next) = (vec![unseen; round.len()], 0);
+    for end in ends {
+        let mut path = vec![(end, graph.reads(end))];
+        while let Some((node, needs)) = path.last_mut() {
+            match needs.find(|(_, needed)| ranks[needed.index()] == unseen) {
+                Some((_, needed)) => path.push((needed, graph.reads(needed))),
+                None => {
+                    ranks[node.index()] = next;
+                    next += 1;
+                    path.pop();
+                }
+            }
+        }
+    }
     ranks
 }
 

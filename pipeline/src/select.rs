@@ -46,8 +46,11 @@ impl Selection {
     }
 }
 
-/// The instances that fit at least one of the patterns; each must fit one at least.
-fn fitting(loaded: &Loaded, graph: &Graph, patterns: &[InstancePattern]) -> Result<Vec<NodeIndex>, Diagnostics> {
+/// The instances that fit at least one of the patterns.
+///
+/// # Errors
+/// A pattern that no instance fits.
+pub fn fitting(loaded: &Loaded, graph: &Graph, patterns: &[InstancePattern]) -> Result<Vec<NodeIndex>, Diagnostics> {
     let mut all = Vec::new();
     for pattern in patterns {
         let before = all.len();
@@ -64,7 +67,7 @@ fn fitting(loaded: &Loaded, graph: &Graph, patterns: &[InstancePattern]) -> Resu
 }
 
 /// What is the matter with a pattern that fits nothing: its stage, an axis, or a value.
-pub fn hint(loaded: &Loaded, pattern: &InstancePattern) -> String {
+fn hint(loaded: &Loaded, pattern: &InstancePattern) -> String {
     let stages = &loaded.manifest.stages;
     let Some(stage) = stages.get(&pattern.stage) else {
         return match pattern.stage.contains('*') {

@@ -12,12 +12,17 @@ use siteline_pipeline::protocol::Identities;
 
 use super::{Outcome, count};
 use crate::args::Common;
-use crate::project::Project;
+use crate::diagnostic::CommandError;
+use crate::project::{Project, find_instances};
 
 /// Prove for each score that its model never saw what it is scored on: sites, patients, pixels.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  siteline audit")]
-pub struct Audit {}
+#[command(after_help = "Examples:\n  siteline audit\n  siteline audit 'evaluate[method=mcdrl]'")]
+pub struct Audit {
+    /// Only these scores; axes that are left out may be anything
+    #[arg(value_name = "PATTERN")]
+    instances: Vec<String>,
+}
 
 /// What is known of one side of a score.
 #[derive(Default)]
@@ -34,6 +39,7 @@ impl Audit {
         let project = Project::open(common, Access::Read)?;
         let mut planner = project.planner()?;
         let plan = planner.plan()?;
+        let asked: BTreeSet<NodeIndex> = find_instances(&planner, &self.instances)?.into_iter().collect();
         let sites = leakage::sites(planner.loaded, &planner.graph);
         let mut identities: HashMap<NodeIndex, Identities> = HashMap::new();
         let mut sources: BTreeSet<NodeIndex> = BTreeSet::new();
@@ -63,6 +69,9 @@ impl Audit {
         let chosen = leakage::chosen_by_oracle(planner.loaded, &planner.graph);
         let (mut clean, mut marked, mut refused, mut open) = (0, 0, 0, 0);
         for Sides { scorer, trained, scored } in leakage::sides(planner.loaded, &planner.graph) {
+            if !self.instances.is_empty() && !asked.contains(&scorer) {
+                continue;
+            }
             let instance = &planner.graph.dag[scorer];
             let (model, test) = (side(&trained), side(&scored));
             let common_sites: Vec<_> = model.sites.intersection(&test.sites).cloned().collect();
@@ -104,6 +113,13 @@ impl Audit {
                 "  in common  {}, {patients} patients, {pixels} byte-identical images",
                 count(common_sites.len(), "site")
             );
+        }
+        if clean + marked + refused + open == 0 && !self.instances.is_empty() {
+            let patterns = self.instances.join("`, `");
+            return Err(CommandError::request(
+                format!("no instance that scores a model fits `{patterns}`"),
+                "name instances of the stage that evaluates".to_owned(),
+            ));
         }
         println!("\n{clean} clean, {marked} in-domain and marked so, {refused} leaking, {open} open.");
         Ok(if refused + open == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })

@@ -10,12 +10,12 @@ use siteline_pipeline::why;
 use super::{Outcome, count};
 use crate::args::Common;
 use crate::diagnostic::CommandError;
-use crate::project::Project;
+use crate::project::{Project, pattern};
 
 /// Show what differs between two runs: instances that came or went, what changed in their keys, their metrics.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  siteline diff 20261121-120000-00042 20261122-090000-00099\n  siteline diff previous last"
+    after_help = "Examples:\n  siteline diff 20261121-120000-00042 20261122-090000-00099\n  siteline diff previous last --only 'train[held_out=C]'"
 )]
 pub struct Diff {
     /// The earlier run, by its id or the beginning of it; `last` and `previous` are the latest two
@@ -24,6 +24,9 @@ pub struct Diff {
     /// The later run
     #[arg(default_value = "last")]
     after: String,
+    /// Only instances that fit; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    only: Vec<String>,
 }
 
 impl Diff {
@@ -34,10 +37,13 @@ impl Diff {
         let (before, after) = (find(&runs, &self.before)?, find(&runs, &self.after)?);
         println!("before  {} ({}): {}", before.id, before.state(), before.command);
         println!("after   {} ({}): {}", after.id, after.state(), after.command);
+        let only = self.only.iter().map(|text| pattern(text)).collect::<Result<Vec<_>, _>>()?;
         let (old, new) = (by_instance(&project.store, &before.id), by_instance(&project.store, &after.id));
         let mut same = 0;
         let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-        for instance in names {
+        let mut shown = 0;
+        for instance in names.into_iter().filter(|name| only.is_empty() || only.iter().any(|o| o.fits_name(name))) {
+            shown += 1;
             match (old.get(instance), new.get(instance)) {
                 (Some(_), None) => println!("- {instance}"),
                 (None, Some(now)) => println!("+ {instance}  {}", now.outcome),
@@ -47,6 +53,10 @@ impl Diff {
                 (Some(was), Some(now)) => changed(&project.store, instance, was, now),
                 (None, None) => {}
             }
+        }
+        if shown == 0 && !only.is_empty() {
+            let patterns = self.only.join("`, `");
+            return Err(CommandError::request(format!("neither run has an instance that fits `{patterns}`"), None));
         }
         println!("{} the same.", count(same, "instance"));
         Ok(ExitCode::SUCCESS)

@@ -8,44 +8,59 @@ use siteline_pipeline::why;
 
 use super::{Outcome, time_of};
 use crate::args::Common;
-use crate::project::{Project, find_instance};
+use crate::diagnostic::CommandError;
+use crate::project::{Project, find_instances};
 
-/// Show every execution of an instance that the store remembers, with what changed from one to the next.
+/// Show every execution of instances that the store remembers, with what changed from one to the next.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  siteline history 'train[method=mcdrl,held_out=C,seed=0]'")]
+#[command(
+    after_help = "Examples:\n  siteline history 'train[method=mcdrl,held_out=C,seed=0]'\n  siteline history 'train[held_out=C]'"
+)]
 pub struct History {
-    /// The instance; axes that are left out may be anything, if that means one instance
-    instance: String,
+    /// The instances; axes that are left out may be anything
+    #[arg(required = true, value_name = "PATTERN")]
+    instances: Vec<String>,
 }
 
 impl History {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
         let planner = project.planner()?;
-        let node = find_instance(&planner, &self.instance)?;
-        let name = &planner.graph.dag[node].name;
-        let executions = project.store.executions_of(&project.loaded.manifest.name, name)?;
-        if executions.is_empty() {
-            println!("{name} was never executed in this store.");
-            return Ok(ExitCode::SUCCESS);
-        }
-        let records: Vec<_> = executions.iter().map(|execution| project.store.record(&execution.key)).collect();
-        for (place, execution) in executions.iter().enumerate() {
-            let took = execution.finished_ms.saturating_sub(execution.started_ms) as f64 / 1000.0;
-            let finished = time_of(execution.finished_ms);
-            println!("{finished}  key {}  took {took:.1} s  in run {}", execution.key.short(), execution.run);
-            let Some(record) = &records[place] else {
-                println!("  its record is gone");
-                continue;
-            };
-            for (metric, value) in &record.metrics {
-                println!("  {metric} = {value}");
+        let found = find_instances(&planner, &self.instances)?;
+        for (place, node) in found.iter().enumerate() {
+            let name = &planner.graph.dag[*node].name;
+            if found.len() > 1 {
+                println!("{}{name}", if place > 0 { "\n" } else { "" });
             }
-            let before = records[place + 1..].iter().flatten().next();
-            if let (Some(before), Ok(parts)) = (before, record.parts.read()) {
-                why::changes(before, &parts).iter().for_each(|change| println!("  {change}"));
-            }
+            executions(&project, name)?;
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Prints the executions of an instance, the latest first.
+fn executions(project: &Project, name: &str) -> Result<(), CommandError> {
+    let executions = project.store.executions_of(&project.loaded.manifest.name, name)?;
+    if executions.is_empty() {
+        println!("{name} was never executed in this store.");
+        return Ok(());
+    }
+    let records: Vec<_> = executions.iter().map(|execution| project.store.record(&execution.key)).collect();
+    for (place, execution) in executions.iter().enumerate() {
+        let took = execution.finished_ms.saturating_sub(execution.started_ms) as f64 / 1000.0;
+        let finished = time_of(execution.finished_ms);
+        println!("{finished}  key {}  took {took:.1} s  in run {}", execution.key.short(), execution.run);
+        let Some(record) = &records[place] else {
+            println!("  its record is gone");
+            continue;
+        };
+        for (metric, value) in &record.metrics {
+            println!("  {metric} = {value}");
+        }
+        let before = records[place + 1..].iter().flatten().next();
+        if let (Some(before), Ok(parts)) = (before, record.parts.read()) {
+            why::changes(before, &parts).iter().for_each(|change| println!("  {change}"));
+        }
+    }
+    Ok(())
 }

@@ -1,26 +1,30 @@
 //! `siteline log`
 
+use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use siteline_cache::{Access, InstanceOutcome};
+use siteline_cache::{Access, InstanceOutcome, RunRow};
 use siteline_pipeline::printable::printable;
 
 use super::Outcome;
 use crate::args::Common;
 use crate::diagnostic::CommandError;
-use crate::project::{Project, find_instance};
+use crate::project::{Project, find_instances};
 
-/// Show the log of an instance's last execution, failed ones included.
+/// Show the logs of the last executions of instances, failed ones included.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  siteline log 'train[method=mcdrl,held_out=C,seed=0]'\n  siteline log --path table"
+    after_help = "Examples:\n  siteline log 'train[method=mcdrl,held_out=C,seed=0]'\n  siteline log 'train[held_out=C]'\n  siteline log --path table"
 )]
 pub struct Log {
-    /// The instance
-    instance: String,
-    /// Print where the log lies instead of what it says
+    /// The instances; axes that are left out may be anything
+    #[arg(required = true, value_name = "PATTERN")]
+    instances: Vec<String>,
+    /// Print where the logs lie instead of what they say
     #[arg(long)]
     path: bool,
 }
@@ -29,40 +33,93 @@ impl Log {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
         let planner = project.planner()?;
-        let node = find_instance(&planner, &self.instance)?;
-        let name = &planner.graph.dag[node].name;
+        let found = find_instances(&planner, &self.instances)?;
+        let logs = Logs::of(&project);
+        let mut never = Vec::new();
+        for (place, node) in found.iter().enumerate() {
+            let name = &planner.graph.dag[*node].name;
+            if found.len() > 1 && !self.path {
+                println!("{}==> {name} <==", if place > 0 { "\n" } else { "" });
+            }
+            match logs.last(name)? {
+                Last::Kept(path) if self.path => println!("{}", path.display()),
+                Last::Kept(path) => show(&path)?,
+                // Where paths are asked for, nothing but paths goes to standard output.
+                Last::Told(words) if self.path => eprintln!("{words}"),
+                Last::Told(words) => println!("{words}"),
+                Last::Never => never.push(name.clone()),
+            }
+        }
+        match never.as_slice() {
+            [] => Ok(ExitCode::SUCCESS),
+            [first, rest @ ..] => {
+                let more = if rest.is_empty() { String::new() } else { format!(", nor did {} more", rest.len()) };
+                Err(CommandError::refused(format!("`{first}` never ran in this store{more}"), None))
+            }
+        }
+    }
+}
+
+/// What is left of the last execution of an instance.
+enum Last {
+    /// Its log.
+    Kept(PathBuf),
+    /// No log; what became of it, in words.
+    Told(String),
+    /// There was none.
+    Never,
+}
+
+/// The logs and outcomes of a manifest's runs, the latest first.
+struct Logs<'p> {
+    project: &'p Project,
+    runs: Vec<RunRow>,
+    /// Read when they are first asked for.
+    outcomes: Vec<OnceCell<HashMap<String, InstanceOutcome>>>,
+}
+
+impl<'p> Logs<'p> {
+    fn of(project: &'p Project) -> Self {
         let manifest = &project.loaded.manifest.name;
-        for run in project.store.runs().into_iter().filter(|run| run.manifest == *manifest) {
+        let runs: Vec<_> = project.store.runs().into_iter().filter(|run| run.manifest == *manifest).collect();
+        let outcomes = runs.iter().map(|_| OnceCell::new()).collect();
+        Self { project, runs, outcomes }
+    }
+
+    fn last(&self, name: &str) -> Result<Last, CommandError> {
+        let store = &self.project.store;
+        for run in &self.runs {
             // Found by its name, so that the log of a run that goes on, was killed or moved is found as well.
-            let path = project.store.run_folder(&run.id).join(siteline_pipeline::run::log_name(name));
-            if !path.exists() {
-                continue;
+            let path = store.run_folder(&run.id).join(siteline_pipeline::run::log_name(name));
+            if path.exists() {
+                return Ok(Last::Kept(path));
             }
-            if self.path {
-                println!("{}", path.display());
-            } else {
-                let bytes = std::fs::read(&path).map_err(CommandError::file("read", &path))?;
-                let text = String::from_utf8_lossy(&bytes);
-                // A log must not steer a terminal; whoever passes it on gets it as it is.
-                let shown = if std::io::stdout().is_terminal() { printable(&text) } else { text.into_owned() };
-                print!("{shown}");
-            }
-            return Ok(ExitCode::SUCCESS);
         }
         // What prints nothing has no log; what became of it is known all the same.
-        for run in project.store.runs().into_iter().filter(|run| run.manifest == *manifest) {
-            let outcomes = project.store.outcomes(&run.id);
-            let ran = |outcome: &&InstanceOutcome| ["executed", "failed"].contains(&outcome.outcome.as_str());
-            if let Some(outcome) = outcomes.iter().filter(ran).find(|outcome| outcome.instance == *name) {
+        for (run, outcomes) in self.runs.iter().zip(&self.outcomes) {
+            let read = || store.outcomes(&run.id).into_iter().map(|o| (o.instance.clone(), o)).collect();
+            let outcome = outcomes.get_or_init(read).get(name);
+            if let Some(outcome) = outcome.filter(|o| ["executed", "failed"].contains(&o.outcome.as_str())) {
                 let message = outcome.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
-                println!("`{name}` printed nothing ({} in {}{message})", outcome.outcome, run.id);
-                return Ok(ExitCode::SUCCESS);
+                return Ok(Last::Told(format!(
+                    "`{name}` printed nothing ({} in {}{message})",
+                    outcome.outcome, run.id
+                )));
             }
         }
-        if let Some(last) = project.store.executions_of(manifest, name)?.first() {
-            println!("`{name}` ran in {}, whose logs are gone", last.run);
-            return Ok(ExitCode::SUCCESS);
-        }
-        Err(CommandError::refused(format!("`{name}` never ran in this store"), None))
+        let executions = store.executions_of(&self.project.loaded.manifest.name, name)?;
+        Ok(match executions.first() {
+            Some(last) => Last::Told(format!("`{name}` ran in {}, whose logs are gone", last.run)),
+            None => Last::Never,
+        })
     }
+}
+
+fn show(path: &Path) -> Result<(), CommandError> {
+    let bytes = std::fs::read(path).map_err(CommandError::file("read", path))?;
+    let text = String::from_utf8_lossy(&bytes);
+    // A log must not steer a terminal; whoever passes it on gets it as it is.
+    let shown = if std::io::stdout().is_terminal() { printable(&text) } else { text.into_owned() };
+    print!("{shown}");
+    Ok(())
 }

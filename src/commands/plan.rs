@@ -1,9 +1,11 @@
 //! `siteline plan`
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use clap::Args;
 use siteline_cache::Access;
+use siteline_pipeline::NodeIndex;
 use siteline_pipeline::plan::{Plan as Planned, Planner, State};
 use siteline_pipeline::plan_json::{PlanJson, SelectionCost};
 
@@ -41,7 +43,7 @@ impl Plan {
             println!("{}", serde_json::to_string_pretty(&json).expect("a plan is JSON"));
             return Ok(ExitCode::SUCCESS);
         }
-        print!("{}", by_stage(&planner, &plan));
+        print!("{}", by_stage(&planner, &plan, None));
         for cost in SelectionCost::of(&planner) {
             println!("\n{}", cost.line());
         }
@@ -64,7 +66,7 @@ impl Plan {
     }
 }
 
-fn line(planner: &Planner, plan: &Planned, node: siteline_pipeline::NodeIndex) -> String {
+fn line(planner: &Planner, plan: &Planned, node: NodeIndex) -> String {
     let name = &planner.graph.dag[node].name;
     match plan.state(node) {
         State::Cached(record) => format!("  cached  {name}  ({})", record.key.short()),
@@ -78,12 +80,13 @@ fn line(planner: &Planner, plan: &Planned, node: siteline_pipeline::NodeIndex) -
     }
 }
 
-/// A table of stages: cached, run, wait.
-pub fn by_stage(planner: &Planner, plan: &Planned) -> String {
+/// A table of stages: cached, run, wait; of some instances, if only they are `shown`.
+pub fn by_stage(planner: &Planner, plan: &Planned, shown: Option<&BTreeSet<NodeIndex>>) -> String {
     let mut text = format!("{:24} {:>8} {:>8} {:>8} {:>8}\n", "stage", "all", "cached", "run", "wait");
     for stage in planner.loaded.manifest.stages.keys() {
         let (mut cached, mut stale, mut waiting) = (0, 0, 0);
-        for node in planner.graph.dag.node_indices().filter(|n| *planner.graph.dag[*n].stage == **stage) {
+        let asked = |node: &NodeIndex| shown.is_none_or(|shown| shown.contains(node));
+        for node in planner.graph.dag.node_indices().filter(|n| *planner.graph.dag[*n].stage == **stage).filter(asked) {
             match plan.state(node) {
                 State::Cached(_) => cached += 1,
                 State::Stale { .. } => stale += 1,
@@ -92,6 +95,9 @@ pub fn by_stage(planner: &Planner, plan: &Planned) -> String {
             }
         }
         let all = cached + stale + waiting;
+        if shown.is_some() && all == 0 {
+            continue;
+        }
         text.push_str(&format!("{stage:24} {all:>8} {cached:>8} {stale:>8} {waiting:>8}\n"));
     }
     text

@@ -12,7 +12,7 @@ use siteline_pipeline::plan::{Plan, Planner, State};
 use super::{Outcome, count};
 use crate::args::Common;
 use crate::diagnostic::CommandError;
-use crate::project::{Project, find_instance};
+use crate::project::{Project, find_instances};
 use crate::report::results::{Cell, Cells, find_tables};
 
 /// Walk from one number of the table back to everything that it depends on.
@@ -24,8 +24,8 @@ use crate::report::results::{Cell, Cells, find_tables};
     after_help = "Examples:\n  siteline trace method=mcdrl,held_out=C\n  siteline trace method=erm,held_out=average --metric iou\n  siteline trace method=mcdrl,held_out=C -v       every raw file\n  siteline trace method=mcdrl,held_out=C --json"
 )]
 pub struct Trace {
-    /// The number, by its row and column: `method=mcdrl,held_out=C`; or an instance: `train[method=mcdrl,...]`
-    #[arg(value_name = "CELL|INSTANCE")]
+    /// The number, by its row and column: `method=mcdrl,held_out=C`; or instances: `train[method=mcdrl,seed=*]`
+    #[arg(value_name = "CELL|PATTERN")]
     cell: String,
     /// The metric [default: the table's first]
     #[arg(long)]
@@ -33,7 +33,7 @@ pub struct Trace {
     /// List every raw file with its digest
     #[arg(short, long)]
     verbose: bool,
-    /// As JSON on standard output
+    /// As JSON on standard output; several instances make a list
     #[arg(long)]
     json: bool,
 }
@@ -44,8 +44,8 @@ impl Trace {
         let mut planner = project.planner()?;
         let plan = planner.plan()?;
         let stage = self.cell.split('[').next().unwrap_or_default();
-        if planner.loaded.manifest.stages.contains_key(stage) {
-            return self.instance(&project, &planner, &plan);
+        if planner.loaded.manifest.stages.contains_key(stage) || (self.cell.contains('[') && stage.contains('*')) {
+            return self.instances(&project, &planner, &plan);
         }
         let tables = find_tables(&planner, &plan)?;
         if tables.is_empty() {
@@ -80,25 +80,31 @@ impl Trace {
 }
 
 impl Trace {
-    /// The lineage of one instance instead of a number's.
-    fn instance(&self, project: &Project, planner: &Planner, plan: &Plan) -> Outcome {
-        let node = find_instance(planner, &self.cell)?;
-        let record = match plan.state(node) {
-            State::Cached(hit) => project.store.record(&hit.key),
-            _ => None,
-        };
-        let Some(record) = record else {
-            let name = &planner.graph.dag[node].name;
-            return Err(CommandError::refused(
-                format!("`{name}` is not up to date"),
-                "`siteline run` makes it".to_owned(),
-            ));
-        };
-        let lineage = Lineage::of(&project.store, &record);
+    /// The lineage of instances instead of a number's.
+    fn instances(&self, project: &Project, planner: &Planner, plan: &Plan) -> Outcome {
+        let mut lineages = Vec::new();
+        for node in find_instances(planner, std::slice::from_ref(&self.cell))? {
+            let record = match plan.state(node) {
+                State::Cached(hit) => project.store.record(&hit.key),
+                _ => None,
+            };
+            let Some(record) = record else {
+                let message = format!("`{}` is not up to date", planner.graph.dag[node].name);
+                return Err(CommandError::refused(message, "`siteline run` makes it".to_owned()));
+            };
+            lineages.push(Lineage::of(&project.store, &record));
+        }
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&lineage).expect("a lineage is JSON"));
-        } else {
-            Tree { verbose: self.verbose, shown: BTreeMap::new() }.show("instance", &lineage, "", true);
+            let json = match lineages.as_slice() {
+                [one] => serde_json::to_string_pretty(one),
+                several => serde_json::to_string_pretty(several),
+            };
+            println!("{}", json.expect("a lineage is JSON"));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut tree = Tree { verbose: self.verbose, shown: BTreeMap::new() };
+        for (place, lineage) in lineages.iter().enumerate() {
+            tree.show("instance", lineage, "", place + 1 == lineages.len());
         }
         Ok(ExitCode::SUCCESS)
     }

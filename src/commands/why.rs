@@ -5,19 +5,22 @@ use std::process::ExitCode;
 use clap::Args;
 use siteline_cache::{Access, Hit};
 use siteline_pipeline::NodeIndex;
-use siteline_pipeline::plan::{Planner, State};
+use siteline_pipeline::plan::{Plan, Planner, State};
 use siteline_pipeline::why::{self, Reason};
 
 use super::Outcome;
 use crate::args::Common;
-use crate::project::{Project, find_instance};
+use crate::project::{Project, find_instances};
 
-/// Say why an instance would run, or that it would not: which part of its key differs from its last execution.
+/// Say why instances would run, or that they would not: which part of the key differs from the last execution.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  siteline why 'train[method=mcdrl,held_out=C,seed=0]'\n  siteline why table")]
+#[command(
+    after_help = "Examples:\n  siteline why 'train[method=mcdrl,held_out=C,seed=0]'\n  siteline why 'train[seed=*]' table"
+)]
 pub struct Why {
-    /// The instance; axes that are left out may be anything, if that means one instance
-    instance: String,
+    /// The instances; axes that are left out may be anything
+    #[arg(required = true, value_name = "PATTERN")]
+    instances: Vec<String>,
 }
 
 impl Why {
@@ -25,30 +28,33 @@ impl Why {
         let project = Project::open(common, Access::Read)?;
         let mut planner = project.planner()?;
         let plan = planner.plan()?;
-        let node = find_instance(&planner, &self.instance)?;
-        let name = planner.graph.dag[node].name.clone();
-        match plan.state(node) {
-            State::Cached(hit) => {
-                println!("{name} is up to date (key {}, made by run {}).", hit.key.short(), hit.run);
-            }
-            State::Stale { reason } => println!("{name} must run: {}", spelled(reason)),
-            State::Waiting { on } => {
-                println!("{name} waits for what it reads:");
-                for needed in on {
-                    let needed_name = &planner.graph.dag[*needed].name;
-                    match plan.state(*needed) {
-                        State::Stale { reason } => println!("  {needed_name} must run: {}", spelled(reason)),
-                        _ => println!("  {needed_name} waits itself"),
-                    }
-                }
-                let own = own_changes(&mut planner, node);
-                if !own.is_empty() {
-                    println!("Apart from that, of its own:\n{}", own.join("\n"));
-                }
-            }
-            State::NotSelected => println!("{name} is not part of the plan."),
+        for node in find_instances(&planner, &self.instances)? {
+            explain(&mut planner, &plan, node);
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn explain(planner: &mut Planner, plan: &Plan, node: NodeIndex) {
+    let name = planner.graph.dag[node].name.clone();
+    match plan.state(node) {
+        State::Cached(hit) => println!("{name} is up to date (key {}, made by run {}).", hit.key.short(), hit.run),
+        State::Stale { reason } => println!("{name} must run: {}", spelled(reason)),
+        State::Waiting { on } => {
+            println!("{name} waits for what it reads:");
+            for needed in on {
+                let needed_name = &planner.graph.dag[*needed].name;
+                match plan.state(*needed) {
+                    State::Stale { reason } => println!("  {needed_name} must run: {}", spelled(reason)),
+                    _ => println!("  {needed_name} waits itself"),
+                }
+            }
+            let own = own_changes(planner, node);
+            if !own.is_empty() {
+                println!("Apart from that, of its own:\n{}", own.join("\n"));
+            }
+        }
+        State::NotSelected => println!("{name} is not part of the plan."),
     }
 }
 
