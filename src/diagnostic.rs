@@ -11,6 +11,7 @@ use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use siteline_cache::StoreError;
 use siteline_pipeline::diagnostic::{Diagnostic, Diagnostics};
 use siteline_pipeline::pack::PackError;
+use siteline_pipeline::printable::printable;
 use siteline_pipeline::run::RunError;
 
 /// Everything that ends a command early.
@@ -127,7 +128,7 @@ pub fn show(error: &CommandError) -> ExitCode {
         other => {
             eprintln!("{}", renderer.render(&[Group::with_title(Level::ERROR.primary_title(other.to_string()))]));
             if let Some(hint) = other.hint() {
-                eprintln!("hint: {hint}");
+                eprintln!("hint: {}", printable(&hint));
             }
         }
     }
@@ -167,10 +168,10 @@ fn excerpt(diagnostic: &Diagnostic, renderer: &Renderer, level: Level<'static>) 
     };
     let mut shown = renderer.render(&[group]);
     if !rest.is_empty() {
-        shown.push_str(&format!("\n{rest}"));
+        shown.push_str(&format!("\n{}", printable(rest)));
     }
     if let Some(hint) = &diagnostic.hint {
-        shown.push_str(&format!("\nhint: {hint}"));
+        shown.push_str(&format!("\nhint: {}", printable(hint)));
     }
     shown
 }

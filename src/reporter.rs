@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use siteline_pipeline::event::{Event, How};
+use siteline_pipeline::printable;
 
 use crate::partial::Partial;
 use crate::project::Project;
@@ -78,8 +79,7 @@ impl Reporter {
                 }
             }
             Screen::Json => {
-                let text = serde_json::to_string(event).expect("an event is JSON");
-                let _ = writeln!(std::io::stdout(), "{text}");
+                let _ = writeln!(std::io::stdout(), "{}", printable::json(event, false));
             }
             Screen::Plain { told } => {
                 if let Some(line) = line(event).or_else(|| still_at_work(event, told)) {

@@ -1,8 +1,10 @@
 //! What reruns after which change: exactly what depends on it.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
 
-use crate::space::{Space, worker};
+use crate::space::{Said, Space, worker};
 
 fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
@@ -209,34 +211,62 @@ pub fn goes_on_with_the_same_bytes(make: &dyn Fn() -> Space, train: &str, set: &
     let expected = ["model.safetensors", "history.parquet"].map(|file| whole.output_of(train, file));
 
     let space = make();
-    let start = || {
-        let mut command = space.command(&[&["run", "--plain"][..], &longer].concat());
-        command.env("SITELINE_TEST_CHECKPOINT_SECONDS", "0").stderr(std::process::Stdio::null());
-        command.stdout(std::process::Stdio::null()).spawn().unwrap()
-    };
-    let checkpoint = || {
-        let folders = std::fs::read_dir(space.path(".siteline/resume")).unwrap();
-        let files =
-            folders.flatten().flat_map(|folder| std::fs::read_dir(folder.path()).into_iter().flatten().flatten());
-        files.map(|file| file.path()).find(|path| path.extension().is_some_and(|e| e == "checkpoint"))
-    };
-    // Again and again, between steps as well as between epochs; each time it comes further.
+    // Again and again, between steps as well as between epochs; each time it comes further. A preempted job is told to end first.
     let mut last = None;
-    for _ in 0..4 {
-        let mut child = start();
-        while checkpoint().is_none_or(|path| Some(path) == last) {
-            assert!(child.try_wait().unwrap().is_none(), "it was done before there was a checkpoint");
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
+    for signal in ["-KILL", "-TERM", "-KILL", "-TERM"] {
+        let mut child = interrupted(&space, &longer, last.as_ref());
+        crate::space::kill(signal, &child.id().to_string());
+        let status = child.wait().unwrap();
+        assert_eq!(status.code(), (signal == "-TERM").then_some(130));
         space.assert_no_process();
-        last = checkpoint();
+        last = checkpoint(&space);
         assert!(last.is_some(), "the checkpoint did not survive");
     }
     assert_eq!(space.executed(&longer).len(), 1);
     let log = space.run(&["log", train]).stdout;
     assert!(log.contains("goes on in epoch"), "{log}");
     assert!(expected == ["model.safetensors", "history.parquet"].map(|file| space.output_of(train, file)));
-    assert!(checkpoint().is_none(), "the checkpoint is left behind");
+    assert!(checkpoint(&space).is_none(), "the checkpoint is left behind");
+}
+
+/// The last checkpoint of whatever is trained.
+fn checkpoint(space: &Space) -> Option<PathBuf> {
+    let folders = std::fs::read_dir(space.path(".siteline/resume")).unwrap();
+    let files = folders.flatten().flat_map(|folder| std::fs::read_dir(folder.path()).into_iter().flatten().flatten());
+    files.map(|file| file.path()).find(|path| path.extension().is_some_and(|e| e == "checkpoint"))
+}
+
+/// A run whose training has got past a checkpoint, and goes on.
+fn interrupted(space: &Space, arguments: &[&str], last: Option<&PathBuf>) -> Child {
+    let mut command = space.command(&[&["run", "--plain"][..], arguments].concat());
+    command.env("SITELINE_TEST_CHECKPOINT_SECONDS", "0").stderr(Stdio::piped()).stdout(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    while checkpoint(space).is_none_or(|path| Some(&path) == last) {
+        assert!(child.try_wait().unwrap().is_none(), "it was done before there was a checkpoint");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child
+}
+
+/// Another attempt goes on where the worker of the one before it was killed.
+#[test]
+fn a_training_whose_worker_was_killed_goes_on_in_its_next_attempt() {
+    let train = "train[method=mcdrl,backbone=tiny,held_out=A,seed=0]";
+    let set = ["--set", "stages.train.with.epochs=40", "--set", "stages.train.retry={attempts: 2, backoff: 10ms}"];
+    let longer = [&set[..], &["--only", train]].concat();
+    let whole = Space::finished();
+    assert_eq!(whole.executed(&longer).len(), 1);
+    let space = Space::finished();
+    let child = interrupted(&space, &longer, None);
+    let workers = space.pids("siteline-worker");
+    assert!(!workers.is_empty(), "nothing is at work");
+    workers.iter().for_each(|pid| crate::space::kill("-KILL", pid));
+    let said = Said::from(child.wait_with_output().unwrap());
+    assert_eq!((said.code, said.executed().len()), (0, 1), "{}", said.stderr);
+    assert!(said.stderr.contains("SIGKILL") && said.stderr.contains("again   train["), "{}", said.stderr);
+    let log = space.run(&["log", train]).stdout;
+    assert!(log.contains("goes on in epoch"), "{log}");
+    for file in ["model.safetensors", "history.parquet"] {
+        assert!(whole.output_of(train, file) == space.output_of(train, file), "{file} differs");
+    }
 }

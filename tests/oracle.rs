@@ -350,7 +350,7 @@ fn edit_sweep(model: &mut Model, rng: &mut ChaCha8Rng) -> String {
             let needed = model.stages[place].needs[which].stage;
             let mut possible = vec![Condition::None];
             if model.has(needed, "a") && !model.has(place, "a") {
-                possible.extend([Condition::Where(a), Condition::WhereNot(a)]);
+                possible.extend([Condition::Where(a), Condition::Where(a), Condition::WhereNot(a)]);
             }
             if model.has(place, "b") {
                 possible.push(Condition::When(b));

@@ -337,6 +337,28 @@ stages:
     ];
     assert_eq!(points, expected);
     assert_eq!(space.output("fit[size=wide,method=b,seed=7]", "out"), b"wide 64 0.25 b 7\n");
+    // The same list in the other forms of files is the same sweep; groups may be in a file as well.
+    space.write("methods.yaml", "# three\n- a\n- b\n- c\n");
+    space.write("methods.json", "[\"a\", \"b\", \"c\"]");
+    space.write("sizes.yaml", "- {name: small, width: 8, rate: 0.5}\n- {name: wide, width: 64, rate: 0.25}\n");
+    for (was, is) in [
+        ("methods.txt", "methods.yaml"),
+        ("methods.yaml", "methods.json"),
+        ("[{name: small, width: 8, rate: 0.5}, {name: wide, width: 64, rate: 0.25}]", "{from: sizes.yaml}"),
+    ] {
+        space.edit("siteline.yaml", was, is);
+        assert!(space.executed(&[]).is_empty(), "{is} is not the same list");
+    }
+    for (content, problem) in [("{a: 1}", "is no list of"), ("[a, [b]]", "is no list of"), ("[a", "methods.json: ")] {
+        space.write("methods.json", content);
+        let said = space.run(&["plan"]);
+        assert_eq!(said.code, 2, "{content}");
+        assert!(
+            said.stderr.contains(problem) && said.stderr.contains("siteline.yaml:6:"),
+            "{content}: {}",
+            said.stderr
+        );
+    }
 }
 
 #[test]

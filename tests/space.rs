@@ -180,8 +180,8 @@ impl Space {
         found
     }
 
-    /// Processes that carry the id of a run of this project's store, or run in its folder.
-    pub fn processes(&self) -> Vec<String> {
+    /// Processes that carry the id of a run of this project's store, or run in its folder: id and name.
+    fn processes(&self) -> Vec<(String, String)> {
         let runs: Vec<String> = fs::read_dir(self.path(".siteline/runs"))
             .into_iter()
             .flatten()
@@ -193,8 +193,16 @@ impl Space {
             let carries = environment.split(|b| *b == 0).any(|e| runs.iter().any(|run| run.as_bytes() == e));
             carries || fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&root))
         };
-        let name = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        let name = |entry: fs::DirEntry| {
+            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            (entry.file_name().to_string_lossy().into_owned(), name.trim().to_owned())
+        };
         fs::read_dir("/proc").unwrap().flatten().filter(of_project).map(name).collect()
+    }
+
+    /// The ids of this project's processes of a name.
+    pub fn pids(&self, name: &str) -> Vec<String> {
+        self.processes().into_iter().filter(|(_, known)| known == name).map(|(pid, _)| pid).collect()
     }
 
     /// Asserts that nothing of this project's runs is left running, waiting a little for the last to end.
@@ -292,6 +300,11 @@ impl From<Output> for Said {
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
     }
+}
+
+/// Sends a signal, `-KILL`, to a process that must be there.
+pub fn kill(signal: &str, pid: &str) {
+    assert!(Command::new("kill").args([signal, pid]).status().unwrap().success(), "there is no process {pid}");
 }
 
 /// Says loudly that a test did not run.

@@ -1,8 +1,9 @@
 //! Leases on keys: two processes want one key, one computes, the other waits and takes the result.
 //!
 //! A lease is a small file that says whose it is. Only the same boot of the same machine may judge an owner by its process
-//! id; another machine judges by age, which the owner's heartbeat keeps young. So no lock outlives its owner, and nobody
-//! ever unlocks by hand.
+//! id; another machine judges by age, which the owner's heartbeat keeps young. Ages are differences of times that the file
+//! system itself has set, so that no machine's wrong clock takes part. So no lock outlives its owner, and nobody ever unlocks by
+//! hand.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, futimens};
 use serde::{Deserialize, Serialize};
 
 use crate::{Digest, Result, StoreError};
@@ -78,10 +79,14 @@ impl Owner {
         (self.host == host() && namespace(&self.boot) == namespace(boot_id())).then_some(false)
     }
 
-    fn lives(&self, lease: &Path) -> bool {
+    /// `now` is the file system's.
+    fn lives(&self, lease: &Path, now: impl FnOnce() -> Option<SystemTime>) -> bool {
         self.runs().unwrap_or_else(|| {
-            let age = fs::metadata(lease).and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
-            age.is_none_or(|age| age < STALE_AFTER)
+            let renewed = fs::metadata(lease).and_then(|meta| meta.modified()).ok();
+            let (Some(renewed), Some(now)) = (renewed, now()) else { return true };
+            // A time to come was set by a clock that was wrong, and nobody has set it right since.
+            let apart = now.duration_since(renewed).unwrap_or_else(|ahead| ahead.duration());
+            apart < STALE_AFTER
         })
     }
 }
@@ -137,7 +142,14 @@ impl Leases {
     /// Shows other machines that the owner is alive.
     pub(crate) fn renew(&self) -> Result<()> {
         let Some(Own { path, .. }) = self.own.get() else { return Ok(()) };
-        File::open(path).and_then(|file| file.set_modified(SystemTime::now())).map_err(StoreError::io("write", path))
+        File::open(path).and_then(|file| touch(&file)).map_err(StoreError::io("write", path))
+    }
+
+    /// The file system's time.
+    fn now(&self) -> Option<SystemTime> {
+        let file = tempfile::tempfile_in(&self.folder).ok()?;
+        touch(&file).ok()?;
+        file.metadata().ok()?.modified().ok()
     }
 
     /// Tries to take the lease on `key`.
@@ -161,7 +173,7 @@ impl Leases {
         let held = |owner: Owner| Ok(ClaimOutcome::Held(owner));
         match fs::read(&path) {
             Ok(bytes) => match serde_json::from_slice::<Owner>(&bytes) {
-                Ok(owner) if owner.lives(&path) => return held(owner),
+                Ok(owner) if owner.lives(&path, || self.now()) => return held(owner),
                 _ => {
                     let _ = fs::remove_file(&path);
                 }
@@ -180,13 +192,19 @@ impl Leases {
             .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
             .map(|entry| {
                 let owner = fs::read(entry.path()).ok().and_then(|bytes| serde_json::from_slice::<Owner>(&bytes).ok());
-                let lives = owner.as_ref().is_some_and(|owner| owner.lives(&entry.path()));
+                let lives = owner.as_ref().is_some_and(|owner| owner.lives(&entry.path(), || self.now()));
                 (entry.file_name().to_string_lossy().into_owned(), owner, lives)
             })
             .collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     }
+}
+
+/// Has the file system set the times of a file to its own now; over a network that is the server's.
+fn touch(file: &File) -> std::io::Result<()> {
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    Ok(futimens(file, &Timestamps { last_access: now, last_modification: now })?)
 }
 
 fn host() -> String {
@@ -231,6 +249,36 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(matches!(leases.claim(&key).unwrap(), ClaimOutcome::Claimed(_)));
+    }
+
+    /// Another machine's owner is judged by when the file system saw it last, not by anybody's clock.
+    #[test]
+    fn a_lease_of_another_machine_holds_while_it_is_renewed() {
+        let dir = tempfile::tempdir().unwrap();
+        let leases = Leases::new(dir.path().to_owned());
+        let key = Digest::of_bytes(b"k");
+        let path = dir.path().join(key.to_string());
+        let owner = Owner { host: "elsewhere".into(), boot: "another".into(), ..Owner::this_process() };
+        let day = Duration::from_secs(86_400);
+        for (set, held) in [
+            (None, true),
+            (Some(SystemTime::now() - day), false),
+            (Some(SystemTime::now() + day), false),
+            (Some(SystemTime::now() - STALE_AFTER / 2), true),
+            (Some(SystemTime::now() - STALE_AFTER * 2), false),
+        ] {
+            fs::write(&path, serde_json::to_vec(&owner).unwrap()).unwrap();
+            if let Some(time) = set {
+                File::open(&path).unwrap().set_modified(time).unwrap();
+            }
+            assert_eq!(leases.all()[0].2, held, "{set:?}");
+            assert_eq!(matches!(leases.claim(&key).unwrap(), ClaimOutcome::Held(_)), held, "{set:?}");
+        }
+        // Whoever is late and still alive takes its time from the file system.
+        fs::write(&path, serde_json::to_vec(&owner).unwrap()).unwrap();
+        File::open(&path).unwrap().set_modified(SystemTime::now() - day).unwrap();
+        touch(&File::open(&path).unwrap()).unwrap();
+        assert!(matches!(leases.claim(&key).unwrap(), ClaimOutcome::Held(_)));
     }
 
     #[test]

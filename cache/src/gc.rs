@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::journal::{self, Journal};
-use crate::{Digest, Record, Result, Store, StoreError};
+use crate::{Digest, Record, Result, Store, StoreError, sync_point};
 
 /// What is kept.
 #[derive(Clone, Debug, Default)]
@@ -56,7 +56,8 @@ fn remove_tree(path: &Path) -> std::io::Result<()> {
 
 impl Store {
     /// Works out what can go. Kept are the records of each manifest's latest finished run, those that `keep` names, and whatever
-    /// they were made from. A store that knows of no finished run of a manifest keeps all that it has of that manifest.
+    /// they were made from. A store that knows of no finished run of a manifest, or not all that became of the latest, keeps all that it has of
+    /// that manifest.
     ///
     /// # Errors
     /// A store that cannot be read, or that a run is using.
@@ -67,14 +68,18 @@ impl Store {
         let records: BTreeMap<Digest, Record> = self.records().into_iter().map(|r| (r.key, r)).collect();
         let mut waiting: Vec<Digest> =
             records.values().filter(|r| r.finished_ms > keep.finished_after_ms).map(|r| r.key).collect();
-        let mut seen = BTreeSet::new();
         waiting.extend(&keep.keys);
+        let mut latest: BTreeMap<String, Option<Vec<Digest>>> = BTreeMap::new();
         for run in self.runs().into_iter().filter(|run| run.status == "done") {
-            if seen.insert(run.manifest.clone()) {
-                waiting.extend(self.outcomes(&run.id).into_iter().filter_map(|outcome| outcome.key));
+            if !latest.contains_key(&run.manifest) {
+                let known = |keys: &Vec<Digest>| keys.iter().all(|key| records.contains_key(key));
+                latest.insert(run.manifest.clone(), self.results_of(&run).filter(known));
             }
         }
-        waiting.extend(records.values().filter(|r| !seen.contains(&r.manifest)).map(|r| r.key));
+        // What a damaged file says of a run is nothing to remove results by.
+        let told = |record: &&Record| latest.get(&record.manifest).is_some_and(Option::is_some);
+        waiting.extend(records.values().filter(|record| !told(record)).map(|record| record.key));
+        waiting.extend(latest.values().flatten().flatten());
         let mut kept = BTreeSet::new();
         while let Some(key) = waiting.pop() {
             if let (Some(record), true) = (records.get(&key), kept.insert(key)) {
@@ -143,10 +148,13 @@ impl Store {
     pub fn apply_gc(&self, plan: &GcPlan, name: &str) -> Result<()> {
         self.alone()?;
         let records: Vec<&Record> = plan.kept.iter().collect();
+        sync_point::reach("gc-before-records");
         journal::rewrite(&self.root().join("records"), &self.root().join("tmp"), name, &records)?;
+        sync_point::reach("gc-after-records");
         *self.journal() = Journal::open(&self.root().join("records"))?;
         self.rebuild_ledger()?;
         for (path, _) in &plan.files {
+            sync_point::reach("gc-before-file");
             fs::remove_file(path).map_err(StoreError::io("remove", path))?;
         }
         plan.folders.iter().try_for_each(|path| remove_tree(path).map_err(StoreError::io("remove", path)))

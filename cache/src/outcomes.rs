@@ -31,13 +31,14 @@ pub struct InstanceOutcome {
 pub struct OutcomeWriter {
     path: PathBuf,
     file: BufWriter<File>,
+    lines: usize,
 }
 
 impl OutcomeWriter {
     pub(crate) fn create(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         let file = OpenOptions::new().create(true).append(true).open(&path).map_err(StoreError::io("write", &path))?;
-        Ok(Self { path, file: BufWriter::with_capacity(1 << 16, file) })
+        Ok(Self { path, file: BufWriter::with_capacity(1 << 16, file), lines: 0 })
     }
 
     /// Adds a line.
@@ -47,6 +48,7 @@ impl OutcomeWriter {
     pub fn add(&mut self, outcome: &InstanceOutcome) -> Result<()> {
         let mut line = Vec::new();
         write_line(&mut line, outcome);
+        self.lines += 1;
         self.file.write_all(&line).map_err(StoreError::io("write", &self.path))
     }
 
@@ -60,8 +62,14 @@ impl OutcomeWriter {
             part.iter().for_each(|one| write_line(&mut lines, &outcome(one)));
             lines
         };
+        self.lines += all.len();
         let parts: Vec<Vec<u8>> = all.par_chunks(512).map(lines).collect();
         parts.iter().try_for_each(|part| self.file.write_all(part)).map_err(StoreError::io("write", &self.path))
+    }
+
+    /// How many lines were added.
+    pub fn lines(&self) -> usize {
+        self.lines
     }
 
     /// Hands what was added to the system.
@@ -78,12 +86,15 @@ fn write_line(lines: &mut Vec<u8>, outcome: &InstanceOutcome) {
     lines.push(b'\n');
 }
 
-/// Reads the outcomes in a run's folder, the last word on each instance, in the order of their names.
-pub(crate) fn read(folder: &Path) -> Vec<InstanceOutcome> {
-    let text = std::fs::read_to_string(folder.join(FILE)).unwrap_or_default();
-    // The last line of a killed run may be torn.
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<InstanceOutcome>(line).ok());
+/// Reads the outcomes in a run's folder, the last word on each instance, in the order of their names; and how many lines there
+/// were that hold.
+pub(crate) fn read(folder: &Path) -> (Vec<InstanceOutcome>, usize) {
+    let bytes = std::fs::read(folder.join(FILE)).unwrap_or_default();
+    // The last line of a killed run may be torn, and one that is damaged says nothing of the others.
+    let lines: Vec<InstanceOutcome> =
+        bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let count = lines.len();
     let by_name: std::collections::BTreeMap<String, InstanceOutcome> =
-        lines.map(|outcome| (outcome.instance.clone(), outcome)).collect();
-    by_name.into_values().collect()
+        lines.into_iter().map(|outcome| (outcome.instance.clone(), outcome)).collect();
+    (by_name.into_values().collect(), count)
 }

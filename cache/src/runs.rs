@@ -24,6 +24,9 @@ pub struct RunRow {
     pub finished_ms: Option<u64>,
     /// `running`, `done`, `failed`, `cancelled`.
     pub status: String,
+    /// How many lines tell what became of its instances, if it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcomes: Option<usize>,
     /// The process that runs it.
     pub owner: Option<Owner>,
 }

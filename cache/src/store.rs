@@ -317,12 +317,13 @@ impl Store {
         self.root.join("runs").join(id)
     }
 
-    /// Notes the end of a run.
+    /// Notes the end of a run, of whose instances so many lines tell.
     ///
     /// # Errors
     /// A ledger that cannot be written.
-    pub fn end_run(&self, id: &str, status: &str, finished_ms: u64) -> Result<()> {
+    pub fn end_run(&self, id: &str, status: &str, finished_ms: u64, outcomes: usize) -> Result<()> {
         self.keep_stamps()?;
+        crate::sync_point::reach("before-index");
         // It only spares the next run some reading.
         if let Err(e) = self.journal().index(&self.root.join("tmp")) {
             tracing::warn!("{e}");
@@ -330,7 +331,8 @@ impl Store {
         crate::sync_point::reach("before-end");
         let folder = self.run_folder(id);
         if let Some(row) = runs::read(&folder) {
-            runs::write(&folder, &RunRow { status: status.to_owned(), finished_ms: Some(finished_ms), ..row })?;
+            let (status, finished_ms, outcomes) = (status.to_owned(), Some(finished_ms), Some(outcomes));
+            runs::write(&folder, &RunRow { status, finished_ms, outcomes, ..row })?;
         }
         crate::sync_point::reach("after-end");
         Ok(())
@@ -343,7 +345,16 @@ impl Store {
 
     /// What became of the instances of a run, as far as it got.
     pub fn outcomes(&self, run: &str) -> Vec<InstanceOutcome> {
-        crate::outcomes::read(&self.run_folder(run))
+        crate::outcomes::read(&self.run_folder(run)).0
+    }
+
+    /// The keys of a run's results, if nothing of what tells of them is missing.
+    pub(crate) fn results_of(&self, run: &RunRow) -> Option<Vec<Digest>> {
+        let (outcomes, lines) = crate::outcomes::read(&self.run_folder(&run.id));
+        let has_result = |outcome: &&InstanceOutcome| ["executed", "cached"].contains(&outcome.outcome.as_str());
+        let whole = run.outcomes.is_none_or(|written| written == lines)
+            && outcomes.iter().filter(has_result).all(|outcome| outcome.key.is_some());
+        whole.then(|| outcomes.into_iter().filter_map(|outcome| outcome.key).collect())
     }
 
     /// Makes the ledger's executions anew from the records and returns their number.

@@ -10,16 +10,20 @@ use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
 const VARIABLE: &str = "SITELINE_TEST_KILL_AT";
 
 /// Every point, in the order in which a result passes them.
-pub const POINTS: [&str; 8] = [
+pub const POINTS: [&str; 9] = [
     "after-claim",
     "after-stage",
     "before-objects",
     "after-objects",
     "after-records",
     "after-ledger",
+    "before-index",
     "before-end",
     "after-end",
 ];
+
+/// Every point that `gc` passes.
+pub const POINTS_OF_GC: [&str; 3] = ["gc-before-records", "gc-after-records", "gc-before-file"];
 
 /// What a test asks for.
 struct Wanted {

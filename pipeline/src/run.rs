@@ -94,6 +94,7 @@ pub fn run(
         command: settings.command.clone(),
         started_ms: now_ms(),
         finished_ms: None,
+        outcomes: None,
         status: "running".into(),
         owner: Some(Owner::this_process()),
     };
@@ -149,6 +150,7 @@ pub fn run(
     };
     let result = driver.carry_out(&plan);
     let mut summary = driver.wind_up();
+    let told = driver.outcomes.lines();
     let plan = driver.states(plan);
     summary.took = began.elapsed();
     let status = match (&result, summary.cancelled, summary.is_complete()) {
@@ -158,7 +160,7 @@ pub fn run(
         _ => "failed",
     };
     let ended = write_json(&folder.join("summary.json"), &serde_json::to_value(&summary).expect("a summary is JSON"));
-    let noted = store.end_run(&id, status, now_ms());
+    let noted = store.end_run(&id, status, now_ms(), told);
     result?;
     ended?;
     noted?;

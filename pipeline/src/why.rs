@@ -9,6 +9,7 @@ use serde_json::Value;
 use siteline_cache::{Digest, Record, Store};
 
 use crate::key::{KeyParts, Part};
+use crate::printable::on_one_line;
 
 /// Why an instance must run.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -45,12 +46,13 @@ pub struct Change {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.before, &self.after) {
-            (Some(before), Some(after)) => write!(f, "{}: {before} -> {after}", self.what),
-            (None, Some(after)) => write!(f, "{}: new, {after}", self.what),
-            (Some(before), None) => write!(f, "{}: gone, was {before}", self.what),
-            (None, None) => f.write_str(&self.what),
-        }
+        let text = match (&self.before, &self.after) {
+            (Some(before), Some(after)) => format!("{}: {before} -> {after}", self.what),
+            (None, Some(after)) => format!("{}: new, {after}", self.what),
+            (Some(before), None) => format!("{}: gone, was {before}", self.what),
+            (None, None) => self.what.clone(),
+        };
+        f.write_str(&on_one_line(&text))
     }
 }
 

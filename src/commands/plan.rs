@@ -8,6 +8,7 @@ use siteline_cache::Access;
 use siteline_pipeline::NodeIndex;
 use siteline_pipeline::plan::{Plan as Planned, Planner, State};
 use siteline_pipeline::plan_json::{PlanJson, SelectionCost};
+use siteline_pipeline::printable;
 
 use super::{Outcome, count};
 use crate::args::{Chosen, Common};
@@ -40,7 +41,7 @@ impl Plan {
         planner.refuse_contaminated(&plan)?;
         if self.json {
             let json = PlanJson::of(&planner, &plan);
-            println!("{}", serde_json::to_string_pretty(&json).expect("a plan is JSON"));
+            println!("{}", printable::json(&json, true));
             return Ok(ExitCode::SUCCESS);
         }
         print!("{}", by_stage(&planner, &plan, None));

@@ -8,6 +8,7 @@ use serde_json::json;
 use siteline_cache::{Access, Digest};
 use siteline_pipeline::lineage::Lineage;
 use siteline_pipeline::plan::{Plan, Planner, State};
+use siteline_pipeline::printable;
 
 use super::{Outcome, count};
 use crate::args::Common;
@@ -63,7 +64,7 @@ impl Trace {
         }
         if self.json {
             let all = json!({"cell": cell, "table": {"instance": table.record.instance, "key": table.record.key}, "scores": lineages});
-            println!("{}", serde_json::to_string_pretty(&all).expect("a lineage is JSON"));
+            println!("{}", printable::json(&all, true));
             return Ok(ExitCode::SUCCESS);
         }
         let address: Vec<_> =
@@ -95,11 +96,13 @@ impl Trace {
             lineages.push(Lineage::of(&project.store, &record));
         }
         if self.json {
-            let json = match lineages.as_slice() {
-                [one] => serde_json::to_string_pretty(one),
-                several => serde_json::to_string_pretty(several),
-            };
-            println!("{}", json.expect("a lineage is JSON"));
+            println!(
+                "{}",
+                match lineages.as_slice() {
+                    [one] => printable::json(one, true),
+                    several => printable::json(&several, true),
+                }
+            );
             return Ok(ExitCode::SUCCESS);
         }
         let mut tree = Tree { verbose: self.verbose, shown: BTreeMap::new() };
@@ -168,7 +171,7 @@ impl Tree {
         self.shown.insert(lineage.key, lineage.instance.clone());
         let indent = format!("{indent}{below}");
         for line in self.facts(lineage) {
-            println!("{indent}│  {line}");
+            println!("{indent}│  {}", printable::on_one_line(&line));
         }
         let count = lineage.inputs.len();
         for (index, fact) in lineage.inputs.iter().enumerate() {

@@ -300,7 +300,9 @@ impl<'j> Log<'j> {
     }
 
     fn take(&mut self, bytes: &[u8]) {
-        self.write(bytes);
+        if let Some(file) = self.file() {
+            file.write(bytes);
+        }
         for byte in bytes {
             if *byte == b'\n' {
                 self.end_of_line();
@@ -310,19 +312,16 @@ impl<'j> Log<'j> {
         }
     }
 
-    fn write(&mut self, bytes: &[u8]) {
+    fn file(&mut self) -> Option<&mut LogFile> {
         if self.file.is_none() {
             self.file = LogFile::create(&self.job.log, &self.job.heading).ok();
         }
-        if let Some(file) = &mut self.file {
-            file.write(bytes);
-        }
+        self.file.as_mut()
     }
 
     fn note(&mut self, text: &str) {
         self.finish();
-        self.write(b"");
-        if let Some(file) = &mut self.file {
+        if let Some(file) = self.file() {
             file.note(&format!("[siteline: {text}]"));
         }
     }

@@ -100,12 +100,12 @@ impl Driver<'_, '_, '_> {
                 self.by_worker.remove(&worker);
                 self.workers.release(worker);
                 let Some(mut job) = self.jobs.remove(&number) else { return Ok(()) };
-                let message = printable(&message);
+                let failure = Failure::new(message);
                 if let Some(log) = &mut job.log {
-                    log.note(&format!("failed: {message}"));
+                    log.note(&format!("failed: {}", failure.message));
                 }
                 self.release(job.held);
-                self.attempt_failed(job.node, Failure::new(message), Some(job.log_path))
+                self.attempt_failed(job.node, failure, Some(job.log_path))
             }
             other => {
                 self.said(number, other);
