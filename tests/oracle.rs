@@ -346,18 +346,23 @@ fn edit_sweep(model: &mut Model, rng: &mut ChaCha8Rng) -> String {
             format!("s{place} exists at {:?}", model.stages[place].only)
         }
         _ => {
-            let Some(which) = (0..model.stages[place].needs.len()).choose(rng) else { return "nothing".to_owned() };
-            let needed = model.stages[place].needs[which].stage;
-            let mut possible = vec![Condition::None];
-            if model.has(needed, "a") && !model.has(place, "a") {
-                possible.extend([Condition::Where(a), Condition::Where(a), Condition::WhereNot(a)]);
-            }
-            if model.has(place, "b") {
-                possible.push(Condition::When(b));
-            }
-            let condition = *possible.choose(rng).unwrap();
-            model.stages[place].needs[which].condition = condition;
-            format!("s{place} reads s{needed}: {condition:?}")
+            let kind = *[Condition::None, Condition::Where(a), Condition::WhereNot(a), Condition::When(b)]
+                .choose(rng)
+                .unwrap();
+            let possible = |place: usize, need: &Need| match kind {
+                Condition::None => need.condition != Condition::None,
+                Condition::Where(_) | Condition::WhereNot(_) => model.has(need.stage, "a") && !model.has(place, "a"),
+                Condition::When(_) => model.has(place, "b"),
+            };
+            let needs = model.stages.iter().enumerate().flat_map(|(place, stage)| {
+                stage.needs.iter().enumerate().map(move |(which, need)| (place, which, need))
+            });
+            let found = needs.filter(|(place, _, need)| possible(*place, need)).choose(rng);
+            let Some((place, which)) = found.map(|(place, which, _)| (place, which)) else {
+                return "nothing".to_owned();
+            };
+            model.stages[place].needs[which].condition = kind;
+            format!("s{place} reads s{}: {kind:?}", model.stages[place].needs[which].stage)
         }
     }
 }
