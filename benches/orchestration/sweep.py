@@ -27,10 +27,11 @@ class Sweep:
         self.count = len(self.sites) * (1 + len(self.backbones)) + len(self.backbones) + 2 * len(self.points) + 1
 
     def data(self, folder):
-        os.makedirs(f"{folder}/data", exist_ok=True)
-        for site in self.sites:
-            with open(f"{folder}/data/{site}.txt", "w") as file:
-                file.write(f"images of {site}\n" * 100)
+        for kind, lines in [("data", 100), ("labels", 1)]:
+            os.makedirs(f"{folder}/{kind}", exist_ok=True)
+            for site in self.sites:
+                with open(f"{folder}/{kind}/{site}.txt", "w") as file:
+                    file.write(f"images of {site}\n" * lines)
 
     def steps(self):
         """(name, inputs, output, command) of every instance, for tools that want them spelled out."""
@@ -51,7 +52,7 @@ class Sweep:
             yield out[4:], sources, out, command
         for method, backbone, held_out, seed in self.points:
             point = f"{method}-{backbone}-{held_out}-{seed}"
-            sources = [f"out/train-{point}", f"out/features-{held_out}-{backbone}"]
+            sources = [f"out/train-{point}", f"out/features-{held_out}-{backbone}", f"labels/{held_out}.txt"]
             yield f"evaluate-{point}", sources, f"out/evaluate-{point}", f"cat {' '.join(sources)} > out/evaluate-{point}"
         scores = [f"out/evaluate-{m}-{b}-{h}-{s}" for m, b, h, s in self.points]
         # All names on one command line would be too long for a shell.
@@ -87,8 +88,9 @@ stages:
     needs: {{features: {{stage: features, where: hospital != held_out}}, dictionary: confounders}}
     outputs: [out]
   evaluate:
-    run: cat inputs/model/out inputs/features/out > out
+    run: cat inputs/model/out inputs/features/out labels/${{held_out}}.txt > out
     per: [method, backbone, held_out, seed]
+    files: ["labels/${{held_out}}.txt"]
     needs: {{model: train, features: {{stage: features, where: hospital == held_out}}}}
     outputs: [out]
   table: {{run: "cat inputs/scores/*/out | cksum > out", needs: {{scores: evaluate}}, outputs: [out]}}
@@ -145,6 +147,7 @@ rule evaluate:
     input:
         "out/train-{{method}}-{{backbone}}-{{held_out}}-{{seed}}",
         "out/features-{{held_out}}-{{backbone}}",
+        "labels/{{held_out}}.txt",
     output: "out/evaluate-{{method}}-{{backbone}}-{{held_out}}-{{seed}}"
     shell: "cat {{input}} > {{output}}"
 """)
