@@ -213,3 +213,41 @@ fn the_readmes_manifest_plans() {
     assert_eq!(said.code, 0, "{}", said.stderr);
     assert!(said.stdout.contains("train                          12"), "{}", said.stdout);
 }
+
+/// Every manifest of the repository can be planned; those of real images where these are.
+#[test]
+fn the_shipped_manifests_can_be_planned() {
+    let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let space = Space::of_commands("");
+    for folder in ["manifests", "weights"] {
+        let copied = std::process::Command::new("cp").arg("-r").arg(repository.join(folder)).arg(space.root()).status();
+        assert!(copied.unwrap().success());
+    }
+    for (sites, out) in [("demo-sites", "demo/sites"), ("planted-sites", "demo/planted")] {
+        let said = space.run(&["phantoms", &format!("manifests/{sites}.yaml"), "--out", out]);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+    }
+    let data = repository.join("../shared/data");
+    let mut planned = 0;
+    for entry in std::fs::read_dir(space.path("manifests")).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        let manifest = path.to_str().unwrap();
+        let mut words = vec!["plan", "-m", manifest];
+        let set = format!("params.data={}", data.display());
+        if !text.lines().any(|line| line.starts_with("stages:")) {
+            continue;
+        }
+        if text.contains("${data}") {
+            if !data.exists() {
+                crate::space::skipped(&format!("{manifest} reads real images, and there are none"));
+                continue;
+            }
+            words.extend(["--set", &set]);
+        }
+        let said = space.run(&words);
+        assert!(said.code == 0 && said.stdout.contains("to run"), "{manifest}: {}{}", said.stdout, said.stderr);
+        planned += 1;
+    }
+    assert!(planned >= 5, "only {planned} manifests were planned");
+}

@@ -287,9 +287,21 @@ fn the_doctor_looks_at_everything() {
     let space = Space::of_commands(SWEEP);
     space.executed(&[]);
     let said = space.run(&["doctor"]);
-    for what in ["worker", "libtorch", "gpu", "manifest", "store", "records", "disk"] {
+    for what in ["worker", "libtorch", "gpu", "manifest", "store", "records", "disk", "sandbox"] {
         assert!(said.stdout.contains(what), "{}", said.stdout);
     }
+    // Whose leases there are: of a process that lives, and of one that is gone.
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap();
+    let lease = |key: &str, host: &str, boot: &str, pid: u32| {
+        let owner = serde_json::json!({"host": host, "boot": boot, "pid": pid, "started": 1});
+        space.write(&format!(".siteline/leases/{}", key.repeat(64)), owner.to_string());
+    };
+    lease("a", "elsewhere", "another", 77);
+    lease("b", "here", &format!("{} {}", boot.trim(), namespace.display()), 4_000_000);
+    let said = space.run(&["doctor"]).stdout;
+    assert!(said.contains("aaaaaaaaaaaa is held by process 77 on elsewhere"), "{said}");
+    assert!(said.contains("1 lease of processes that are gone"), "{said}");
     let said = space.run(&["doctor", "--worker", "/no/such/worker"]);
     assert!(said.code == 1 && said.stdout.contains("BAD   worker"), "{}", said.stdout);
 }
@@ -375,6 +387,13 @@ fn an_absurd_sweep_is_refused_with_its_size() {
         "{}",
         said.stderr
     );
+    // No stage is, and all together are.
+    let list = values[..1400].join(", ");
+    let stages: String =
+        ["x", "y", "z"].map(|name| format!("  {name}: {{run: echo >out, per: [a, b], outputs: [out]}}\n")).concat();
+    let space = Space::of_commands(&format!("axes: {{a: [{list}], b: [{list}]}}\nstages:\n{stages}"));
+    let said = space.run(&["plan"]);
+    assert!(said.code == 2 && said.stderr.contains("would have 5880000 instances together"), "{:.600}", said.stderr);
     let bomb = "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c, *c, *c, *c, *c]\ne: &e [*d, *d, *d, *d, *d, *d, *d]\nf: &f [*e, *e, *e, *e, *e, *e, *e]\ng: [*f, *f, *f, *f, *f, *f, *f, *f]\n";
     // Nothing else is wrong with it: a command's parameters may be anything.
     let manifest = |parameters: &str| {
@@ -427,20 +446,32 @@ fn a_store_is_private_unless_its_user_shares_it() {
 #[test]
 fn the_table_so_far_is_on_the_screen() {
     let space = Space::fresh();
-    let run = space.command(&["run"]);
-    let words: Vec<String> = std::iter::once(run.get_program())
-        .chain(run.get_args())
-        .map(|word| format!("'{}'", word.to_string_lossy()))
-        .collect();
-    let screen = std::process::Command::new("script")
-        .args(["-qec", &words.join(" "), "/dev/null"])
-        .current_dir(space.root())
-        .env("TERM", "xterm")
-        .output();
-    let Ok(screen) = screen else { return crate::space::skipped("there is no `script` to make a terminal with") };
-    let text = String::from_utf8_lossy(&screen.stdout);
-    assert!(screen.status.success(), "{text}");
-    for words in ["score, 0 of 6 scores are in", "mean dice, 6 of 6 scores are in", "instances", "train "] {
+    let screen = |arguments: &[&str]| {
+        let run = space.command(arguments);
+        let words: Vec<String> = std::iter::once(run.get_program())
+            .chain(run.get_args())
+            .map(|word| format!("'{}'", word.to_string_lossy()))
+            .collect();
+        let screen = std::process::Command::new("script")
+            .args(["-qec", &words.join(" "), "/dev/null"])
+            .current_dir(space.root())
+            .env("TERM", "xterm")
+            .output()
+            .ok()?;
+        let text = String::from_utf8_lossy(&screen.stdout).into_owned();
+        assert!(screen.status.success(), "{text}");
+        Some(text)
+    };
+    let Some(text) = screen(&["run"]) else {
+        return crate::space::skipped("there is no `script` to make a terminal with");
+    };
+    let words =
+        ["score, 0 of 6 scores are in", "mean dice, 6 of 6 scores are in", "instances", "train ", "running", "CPU "];
+    for words in words {
         assert!(text.contains(words), "no `{words}` in\n{text}");
     }
+    // Now it is known how long each stage takes.
+    let text = screen(&["run", "--set", "stages.train.with.epochs=8"]).unwrap();
+    let told = text.split("about ").skip(1).any(|rest| rest.split(' ').nth(2).is_some_and(|word| word == "left"));
+    assert!(told && text.contains("cached"), "{text}");
 }

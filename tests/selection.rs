@@ -160,6 +160,19 @@ fn selections_that_cannot_be_carried_out_say_why() {
     space.write("siteline.yaml", two.join("\n"));
     insta::assert_snapshot!("two_sites", refused(&space));
 
+    // Refused by its number, before memory is taken for the pairs.
+    let space = choosing("{protocol: leave-one-domain-out, among: [rate]}", one);
+    let many: Vec<String> = (0..30_000).map(|n| format!("n{n}")).collect();
+    space.edit(
+        "siteline.yaml",
+        "  held_out: sites\n",
+        &format!("  held_out: [{}]\n  centre: [{}]\n", many.join(", "), many.join(", ")),
+    );
+    space.edit("siteline.yaml", "where: site != held_out}\n", "where: centre != held_out}\n");
+    let said = space.run(&["plan"]);
+    assert_eq!(said.code, 2);
+    assert!(said.stderr.contains("train without more than 450000000 pairs of sites"), "{:.600}", said.stderr);
+
     let space = choosing(ALL, EACH);
     space.edit("siteline.yaml", "where: site != held_out}\n", "where: site != held_out and not held_out == A}\n");
     insta::assert_snapshot!("unclear_condition", refused(&space));

@@ -14,6 +14,8 @@ mod expand;
 mod join;
 mod params;
 
+pub(crate) use expand::MOST_INSTANCES;
+
 /// One stage at one point of its axes.
 #[derive(Clone, Debug)]
 pub struct Instance {

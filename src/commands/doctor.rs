@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use siteline_cache::{Access, Store};
+use siteline_pipeline::printable::on_one_line;
 use siteline_pipeline::sandbox::Sandbox;
 
 use super::{Outcome, count};
@@ -87,7 +88,9 @@ fn store(findings: &mut Findings, store: &Store) {
     let leases = store.leases();
     let held = leases.iter().filter(|(_, _, lives)| *lives).count();
     for (key, owner, _) in leases.iter().filter(|(_, _, lives)| *lives) {
-        let owner = owner.as_ref().map_or_else(String::new, |owner| format!("process {} on {}", owner.pid, owner.host));
+        let owner = owner
+            .as_ref()
+            .map_or_else(String::new, |owner| format!("process {} on {}", owner.pid, on_one_line(&owner.host)));
         findings.note("lease", format!("{} is held by {owner}", &key[..key.len().min(12)]));
     }
     let left = leases.len() - held;

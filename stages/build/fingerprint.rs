@@ -45,11 +45,12 @@ const BY_METHOD: [&str; 2] = ["train", "evaluate"];
 /// Crates of the workspace that are followed, by their names in code.
 const FOLLOWED: [(&str, &str); 3] = [("crate", ""), ("siteline_datasets", "datasets"), ("siteline_tables", "tables")];
 /// Libraries that shape numbers, by their names in code; each with the packages that do its work.
-const LIBRARIES: [(&str, &[&str]); 13] = [
+const LIBRARIES: [(&str, &[&str]); 15] = [
     ("tch", &["tch", "torch-sys"]),
     ("image", &["image", "png", "tiff", "zune-jpeg"]),
     ("image_hasher", &["image_hasher"]),
     ("fast_image_resize", &["fast_image_resize"]),
+    ("html_escape", &["html-escape"]),
     ("instant_clip_tokenizer", &["instant-clip-tokenizer"]),
     ("parquet", &["parquet"]),
     ("polars", &["polars"]),
@@ -59,6 +60,7 @@ const LIBRARIES: [(&str, &[&str]); 13] = [
     ("libm", &["libm"]),
     ("csv", &["csv"]),
     ("regex", &["regex"]),
+    ("unicode_normalization", &["unicode-normalization"]),
 ];
 /// Dependencies that carry data and shape no number, by their names in Cargo.toml. Each dependency is here or above.
 const CARRIERS: [&str; 19] = [

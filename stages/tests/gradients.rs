@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
 use siteline_stages::loss::{self, Pool};
-use siteline_stages::method::coral;
+use siteline_stages::method::contract::{At, Encoded, Forward, Given, Represented, Seen, Sizes};
+use siteline_stages::method::{self, MethodName, MethodParams, coral};
 use siteline_stages::model::causalclipseg::{CausalClipSeg, Masks};
-use siteline_stages::model::clip::{Activation, ClipConfig};
+use siteline_stages::model::clip::{Activation, ClipConfig, TextTower};
+use siteline_stages::model::clipseg::Decoder;
 use siteline_stages::model::head::{Adapter, Head};
 use siteline_stages::model::intervention::{Intervention, Shape, Variant};
 use siteline_stages::model::style::Mix;
@@ -58,6 +60,54 @@ fn check(what: &str, x: &Tensor, value: &dyn Fn(&Tensor) -> Tensor) {
     }
 }
 
+/// Compares the gradient of `value` in the trained variables of a store with finite differences: along a few directions in all of them
+/// at once, and along one in each variable alone.
+fn check_variables(what: &str, store: &nn::VarStore, value: &dyn Fn() -> Tensor) {
+    check_some(what, store, &|_| true, value);
+}
+
+/// The same for variables with some names.
+fn check_some(what: &str, store: &nn::VarStore, named: &dyn Fn(&str) -> bool, value: &dyn Fn() -> Tensor) {
+    let all: Vec<(String, Tensor)> = std::collections::BTreeMap::from_iter(store.variables())
+        .into_iter()
+        .filter(|(name, variable)| variable.requires_grad() && named(name))
+        .collect();
+    assert!(!all.is_empty(), "{what}: there is nothing to check");
+    let variables: Vec<&Tensor> = all.iter().map(|(_, variable)| variable).collect();
+    let gradients = Tensor::run_backward(&[value()], &variables, false, false);
+    // So small that hardly a value comes by the kink of its ReLU.
+    const STEP: f64 = 1e-8;
+    let alone = (0..all.len()).map(|place| (vec![place], 0.9));
+    let together = [0.3, 1.7].into_iter().map(|phase| ((0..all.len()).collect(), phase));
+    for (places, phase) in alone.chain(together) {
+        let directions: Vec<Tensor> =
+            places.iter().map(|place| numbers(&all[*place].1.size(), phase + *place as f64)).collect();
+        let along: f64 = places
+            .iter()
+            .zip(&directions)
+            // What the value does not depend on has no gradient.
+            .filter(|(place, _)| gradients[**place].defined())
+            .map(|(place, direction)| (&gradients[*place] * direction).sum(Kind::Double).double_value(&[]))
+            .sum();
+        let moved = |by: f64| {
+            for (place, direction) in places.iter().zip(&directions) {
+                let _ = all[*place].1.shallow_clone().g_add_(&(direction * by));
+            }
+        };
+        let difference = tch::no_grad(|| {
+            moved(STEP);
+            let ahead = value().double_value(&[]);
+            moved(-2.0 * STEP);
+            let behind = value().double_value(&[]);
+            moved(STEP);
+            (ahead - behind) / (2.0 * STEP)
+        });
+        let name = if let [place] = places.as_slice() { &all[*place].0 } else { "all variables" };
+        let scale = along.abs().max(difference.abs()).max(1e-2);
+        assert!((along - difference).abs() < 5e-5 * scale, "{what}, {name}: {along}, by differences {difference}");
+    }
+}
+
 fn squared(x: &Tensor) -> Tensor {
     x.square().mean(Kind::Double)
 }
@@ -86,13 +136,97 @@ fn layers() {
     let (head, adapter) = (Head::new(&(&root / "head"), 8, 8, 12), Adapter::new(&(&root / "adapter"), 8));
     let block = Block::with_heads(&(&root / "block"), 8, 2, 2, Activation::QuickGelu, false);
     let unet = Unet::new(&(&root / "unet"), 2);
-    let _store = doubled(store);
+    let store = doubled(store);
     let x = numbers(&[2, 9, 8], 0.9);
     check("head", &x, &|x| squared(&head.forward(x)));
     check("adapter", &x, &|x| squared(&adapter.forward(x)));
     check("block", &x, &|x| squared(&block.forward(x)));
     check("value path", &x, &|x| squared(&block.forward_values(x)));
-    check("unet", &numbers(&[1, 3, 16, 16], 0.2), &|x| squared(&unet.forward(x)));
+    let image = numbers(&[1, 3, 32, 32], 0.2);
+    check("unet", &image, &|x| squared(&unet.forward(x)));
+    check_variables("layers", &store, &|| {
+        squared(&head.forward(&adapter.forward(&block.forward(&x)))) + squared(&unet.forward(&image))
+    });
+}
+
+/// Objective and penalties of the methods that weigh sites, as the trainer adds them, in logits and in what the head saw.
+#[test]
+fn what_methods_add() {
+    let params = MethodParams::default();
+    let (masks, logits) = (numbers(&[6, 4, 4], 2.0).gt(0.0).to_kind(Kind::Int64), numbers(&[6, 2, 4, 4], 0.5));
+    let dense = numbers(&[6, 5, 8], 1.1);
+    let sites = 3;
+    for name in
+        [MethodName::Erm, MethodName::Vrex, MethodName::GroupDro, MethodName::Irm, MethodName::Dann, MethodName::Coral]
+    {
+        let store = nn::VarStore::new(Device::Cpu);
+        let given = Given {
+            sizes: Sizes { d: 8, side: 4, confounders: 0, classes: 0, sites },
+            trains: true,
+            dictionary: None,
+            clip: None,
+            weights: None,
+            tokenizer: None,
+            class_prompts: &[],
+        };
+        let mut params = params.clone();
+        // The sites' weights stay as they are while differences are taken, and are not equal.
+        (params.groupdro.eta, params.dann.width) = (0.0, 6);
+        let method = method::build(name, &params, &store.root(), given).unwrap();
+        let store = doubled(store);
+        if let Some(weights) = store.variables().get_mut("site_weights") {
+            tch::no_grad(|| weights.copy_(&Tensor::from_slice(&[0.2f64, 0.5, 0.3])));
+        }
+        let total = |logits: &Tensor, dense: &Tensor, update: usize| {
+            let encoded = Encoded { pooled: dense.select(1, 0), dense: dense.shallow_clone() };
+            let represented = Represented { map: dense.shallow_clone(), intervened: None };
+            let forward = Forward { logits: logits.shallow_clone(), other: None, inner: Some((encoded, represented)) };
+            let at = At { epoch: 1, step: 0, update };
+            let seen = Seen { forward: &forward, masks: &masks, labels: None, sites, at, teacher: None };
+            let penalties = method.penalties(&seen).into_iter().map(|p| p.value * p.weight);
+            penalties.fold(method.objective(&seen), |sum, penalty| sum + penalty)
+        };
+        check(&format!("{name:?} in logits"), &logits, &|x| total(x, &dense, 0));
+        if matches!(name, MethodName::Dann | MethodName::Coral) {
+            check(&format!("{name:?} in features"), &dense, &|x| total(&logits, x, 0));
+        }
+        if name == MethodName::Dann {
+            check_variables("Dann's discriminator", &store, &|| total(&logits, &dense, 1));
+        }
+    }
+}
+
+/// A ViT with a text tower, in double precision.
+fn small_clip() -> ClipConfig {
+    ClipConfig {
+        embed_dim: 64,
+        image_size: 32,
+        patch_size: 16,
+        vision_width: 64,
+        vision_layers: 2,
+        resnet: None,
+        vision_head_width: 64,
+        context_length: 8,
+        vocab_size: 4,
+        text_width: 64,
+        text_layers: 1,
+        activation: Activation::QuickGelu,
+    }
+}
+
+/// CoOp's gradient comes through the text tower, CLIPSeg's through its decoder.
+#[test]
+fn text_tower_and_decoder() {
+    let (store, other) = (nn::VarStore::new(Device::Cpu), nn::VarStore::new(Device::Cpu));
+    let text = TextTower::new(&store.root(), &small_clip());
+    let decoder = Decoder::new(&other.root(), &small_clip(), 2, 8);
+    let (_store, other) = (doubled(store), doubled(other));
+    let ends = Tensor::from_slice(&[4i64, 6]);
+    check("words of a text", &numbers(&[2, 7, 64], 0.4), &|x| squared(&text.encode(x, &ends)));
+    let tokens = [numbers(&[2, 5, 64], 0.7), numbers(&[2, 5, 64], 1.9)];
+    let sentence = numbers(&[2, 64], 0.2);
+    check("sentence of the decoder", &sentence, &|x| squared(&decoder.forward(&tokens, x)));
+    check_variables("decoder", &other, &|| squared(&decoder.forward(&tokens, &sentence)));
 }
 
 #[test]
@@ -127,14 +261,34 @@ fn causalclipseg() {
     };
     let store = nn::VarStore::new(Device::Cpu);
     let network = CausalClipSeg::new(&store.root(), &config).unwrap();
-    let _store = doubled(store);
+    let store = doubled(store);
     let (images, states) = (numbers(&[1, 3, 64, 64], 0.3), numbers(&[1, 64], 1.3));
-    let both = |images: &Tensor, states: &Tensor| {
-        let branches = network.forward(images, states, Masks::Ones, false);
+    let both = |images: &Tensor, states: &Tensor, masks: Masks| {
+        let branches = network.forward(images, states, masks, false);
         squared(&branches.sup) + squared(&branches.inf)
     };
-    check("texts", &states, &|states| both(&images, states));
-    check("images", &images, &|images| both(images, &states));
+    for masks in [Masks::Ones, Masks::Split] {
+        check("texts", &states, &|states| both(&images, states, masks));
+    }
+    // Maskers look at features and do not shape them: gradients in features are those of masks that are given.
+    check("images", &images, &|images| both(images, &states, Masks::Ones));
+    let of_masker = |name: &str| name.contains("masker_");
+    check_some("maskers", &store, &of_masker, &|| both(&images, &states, Masks::Split));
+    check_some("all else", &store, &|name| !of_masker(name), &|| both(&images, &states, Masks::Ones));
+    // Reversed, the gradient into the confounding side's masks is that of the other sign, and no value is another.
+    let maskers: Vec<(String, Tensor)> =
+        store.variables().into_iter().filter(|(name, v)| name.contains("masker_") && v.requires_grad()).collect();
+    let gradients = |masks: Masks, of: &dyn Fn(&Masks) -> Tensor| {
+        let variables: Vec<&Tensor> = maskers.iter().map(|(_, variable)| variable).collect();
+        Tensor::run_backward(&[of(&masks)], &variables, false, false)
+    };
+    let inf = |masks: &Masks| squared(&network.forward(&images, &states, *masks, false).inf);
+    let (plain, reversed) = (gradients(Masks::Split, &inf), gradients(Masks::Reversed, &inf));
+    for ((name, _), (plain, reversed)) in maskers.iter().zip(plain.iter().zip(&reversed)) {
+        assert!((plain + reversed).abs().max().double_value(&[]) < 1e-12, "{name} is not reversed");
+    }
+    assert!(plain.iter().any(|gradient| gradient.abs().max().double_value(&[]) > 1e-9), "there is no gradient");
+    assert_eq!(inf(&Masks::Split).double_value(&[]), inf(&Masks::Reversed).double_value(&[]));
 }
 
 /// Statistics pass no gradient: all that is left is the mixed deviation over the own one.

@@ -13,8 +13,8 @@ use crate::manifest::{Axis, Loaded, Stage};
 use crate::pattern::Condition;
 use crate::protocol::{Point, Resources};
 
-/// More instances than anybody means.
-const MOST_INSTANCES: u128 = 2_000_000;
+/// More instances than anybody means, of a stage and of a sweep.
+pub(crate) const MOST_INSTANCES: u128 = 2_000_000;
 /// The axis that repeats a sweep: the first of its values is worked on first.
 const REPEATS: &str = "seed";
 
@@ -63,9 +63,11 @@ impl<'a> Builder<'a> {
 
     /// Refuses a sweep of more instances than anybody means, before memory is taken for it.
     pub(super) fn refuse_absurd(&mut self) {
+        let mut sum = 0u128;
         for (name, stage) in &self.loaded.manifest.stages {
             let sizes: Vec<usize> = stage.per.iter().map(|axis| self.loaded.axes[axis].values.len()).collect();
             let all = sizes.iter().fold(1u128, |product, size| product.saturating_mul(*size as u128));
+            sum = sum.saturating_add(all);
             if all > MOST_INSTANCES {
                 let shown: Vec<_> =
                     stage.per.iter().zip(&sizes).map(|(axis, size)| format!("{size} of {axis}")).collect();
@@ -76,6 +78,10 @@ impl<'a> Builder<'a> {
                 let hint = Some("leave out an axis, or values of one".into());
                 self.found.push(self.diagnostic(&["stages", name, "per"], message, hint));
             }
+        }
+        if sum > MOST_INSTANCES && self.found.is_empty() {
+            let message = format!("the stages would have {sum} instances together; {MOST_INSTANCES} is the most");
+            self.found.push(self.diagnostic(&["stages"], message, Some("leave out an axis, or values of one".into())));
         }
     }
 

@@ -23,6 +23,7 @@ use serde_json::{Map, Value, json};
 use super::axes::Axis;
 use super::{AxisValue, Join, Manifest, Need, Stage};
 use crate::diagnostic::{Diagnostic, suggest};
+use crate::graph::MOST_INSTANCES;
 use crate::pattern::{Condition, JOINS};
 use crate::tree::{Node, Span};
 
@@ -193,7 +194,17 @@ impl Spelling<'_> {
                 let hint = "choose by `training-domain-validation`, or give it at least three sites".to_owned();
                 return Err(self.problem(&["selection", "protocol"], message, Some(hint)));
             }
-            let pairs = pairs(&labels(held_out), &sites);
+            let tested = labels(held_out);
+            // Each pair is one training at least.
+            let most = tested.len() as u128 * sites.len() as u128 / 2;
+            if most > MOST_INSTANCES {
+                let message = format!(
+                    "leave-one-domain-out would train without more than {most} pairs of sites; {MOST_INSTANCES} is the most"
+                );
+                let hint = format!("leave out values of the axis `{held_out}`");
+                return Err(self.problem(&["selection", "protocol"], message, Some(hint)));
+            }
+            let pairs = pairs(&tested, &sites);
             self.claim(axes, LEFT_OUT, pairs)?;
             added.insert(pairs_of(self.name), self.pairs()?);
             added.insert(validate_of(self.name), self.validate(&left_out)?);

@@ -223,14 +223,14 @@ impl Seen<'_> {
         loss::segmentation_by_image(&self.forward.logits, self.masks).view([self.sites, -1]).mean_dim(
             Some([1i64].as_slice()),
             false,
-            Kind::Float,
+            None::<Kind>,
         )
     }
 
     /// What the head saw, pooled over positions: (B, d).
     pub fn pooled_map(&self) -> Option<Tensor> {
         let (_, represented) = self.forward.inner.as_ref()?;
-        Some(represented.map.mean_dim(Some([1i64].as_slice()), false, Kind::Float))
+        Some(represented.map.mean_dim(Some([1i64].as_slice()), false, None::<Kind>))
     }
 }
 

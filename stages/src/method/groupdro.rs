@@ -57,6 +57,6 @@ impl Method for GroupDro {
             self.weights.shallow_clone().copy_(&(&grown / grown.sum(Kind::Float)));
         });
         // A copy: the weights change in place before gradients are worked out in the next step.
-        (self.weights.copy() * losses).sum(Kind::Float)
+        (self.weights.copy() * losses).sum(None::<Kind>)
     }
 }

@@ -48,11 +48,11 @@ impl Method for Irm {
         let per_site = seen.forward.logits.size()[0] / seen.sites;
         let slopes = slope(&seen.forward.logits, seen.masks).view([seen.sites, per_site]);
         let half =
-            |first: i64| slopes.slice(1, first, per_site, 2).mean_dim(Some([1i64].as_slice()), false, Kind::Float);
+            |first: i64| slopes.slice(1, first, per_site, 2).mean_dim(Some([1i64].as_slice()), false, None::<Kind>);
         // A site with one image a step has no second half: both are that image.
         let product = half(0) * if per_site > 1 { half(1) } else { half(0) };
         let weight = if seen.at.step < self.params.anneal_steps { 1.0 } else { self.params.lambda };
-        vec![Penalty { name: "invariance", weight, value: product.mean(Kind::Float) }]
+        vec![Penalty { name: "invariance", weight, value: product.mean(None::<Kind>) }]
     }
 
     fn starts_anew_at(&self) -> Option<usize> {
@@ -63,7 +63,7 @@ impl Method for Irm {
 /// d/dw of the cross-entropy of w z at w = 1, for each image the mean over its pixels: sum_k softmax(z)_k z_k - z_y.
 /// `logits`: (B, 2, S, S); `masks`: (B, S, S), whole numbers. Returns (B).
 pub fn slope(logits: &Tensor, masks: &Tensor) -> Tensor {
-    let expected = (logits.softmax(1, Kind::Float) * logits).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+    let expected = (logits.softmax(1, None::<Kind>) * logits).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
     let right = logits.gather(1, &masks.unsqueeze(1), false).squeeze_dim(1);
-    (expected - right).mean_dim(Some([1i64, 2].as_slice()), false, Kind::Float)
+    (expected - right).mean_dim(Some([1i64, 2].as_slice()), false, None::<Kind>)
 }

@@ -327,6 +327,42 @@ mod tests {
         }
     }
 
+    /// Also where the intervention does something: each position gets what the network makes of it alone, whatever the order in
+    /// which positions were kept.
+    #[test]
+    fn with_alpha_one_the_intervention_works_as_without_any_selection() {
+        tch::manual_seed(0);
+        for variant in [Variant::Residual, Variant::AttnOnly, Variant::Subtract, Variant::ProjectOut] {
+            let (store, method) = build(&Params { alpha: 1.0, after_epoch: 0, variant, ..Params::default() });
+            let trained = store.trainable_variables().into_iter();
+            tch::no_grad(|| trained.for_each(|variable| drop(variable.shallow_clone().normal_(0.0, 0.3))));
+            let encoded = encoded(64);
+            let network = method.intervention.as_ref().unwrap();
+            let expected = network.forward(&encoded.dense, &method.z);
+            assert!(!expected.allclose(&encoded.dense, 1e-2, 1e-2, false), "{variant:?} does nothing");
+            let map = method.represent(&encoded, Some(1)).map;
+            assert!(map.allclose(&expected, 1e-4, 1e-5, false), "{variant:?}");
+        }
+    }
+
+    /// Through the head as well: a fresh intervention with alpha 1 has ERM's logits and, apart from its own terms, ERM's loss.
+    #[test]
+    fn a_fresh_intervention_has_erms_logits_and_loss() {
+        tch::manual_seed(0);
+        let (_store, method) = build(&Params { alpha: 1.0, after_epoch: 0, ..Params::default() });
+        let store = nn::VarStore::new(Device::Cpu);
+        let head = crate::model::head::Head::new(&store.root(), 64, 16, 16);
+        let encoded = encoded(64);
+        let masks = Tensor::randint(2, [3, 16, 16], (Kind::Int64, Device::Cpu));
+        let erm = head.forward(&encoded.dense);
+        let represented = method.represent(&encoded, Some(1));
+        let logits = head.forward(&represented.map);
+        assert!(represented.intervened.is_some());
+        assert!(logits.allclose(&erm, 1e-5, 1e-6, false));
+        let difference = loss::segmentation(&logits, &masks) - loss::segmentation(&erm, &masks);
+        assert!(difference.abs().double_value(&[]) < 1e-6);
+    }
+
     #[test]
     fn the_intervention_waits_for_its_epoch_and_evaluation_follows_training() {
         tch::manual_seed(0);

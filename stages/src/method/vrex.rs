@@ -45,7 +45,7 @@ impl Method for Vrex {
     /// The mean over sites of (loss_m - mean)^2: divided by their number, not by one less.
     fn penalties(&self, seen: &Seen) -> Vec<Penalty> {
         let losses = seen.losses_by_site();
-        let variance = (&losses - losses.mean(Kind::Float)).square().mean(Kind::Float);
+        let variance = (&losses - losses.mean(None::<Kind>)).square().mean(None::<Kind>);
         let weight = if seen.at.step < self.params.anneal_steps { 1.0 } else { self.params.beta };
         vec![Penalty { name: "variance", weight, value: variance }]
     }

@@ -165,3 +165,29 @@ pub fn l2_normalise(x: &Tensor) -> Tensor {
     let norm = x.square().sum_dim_intlist(-1, true, kind).sqrt().clamp_min(1e-12);
     x / norm
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    /// The first token's row alone, as the whole block has it; of what other tokens become it knows nothing.
+    #[test]
+    fn the_first_token_alone_comes_out_as_with_all_others() {
+        let mut store = nn::VarStore::new(Device::Cpu);
+        let block = Block::with_heads(&store.root(), 64, 2, 4, Activation::QuickGelu, false);
+        store.double();
+        store.freeze();
+        let numbers = Tensor::arange(3 * 7 * 64, (Kind::Double, Device::Cpu)) * 12.9898;
+        let x = numbers.sin().view([3, 7, 64]);
+        let all = block.forward(&x);
+        let first = block.forward_first(&x);
+        assert_eq!(first.size(), [3, 1, 64]);
+        assert!(first.allclose(&all.narrow(1, 0, 1), 1e-12, 1e-12, false));
+        assert!(!first.allclose(&all.narrow(1, 6, 1), 1e-3, 1e-3, false));
+        // It does depend on what the others were.
+        let other = Tensor::cat(&[x.narrow(1, 0, 1), x.narrow(1, 1, 6).flip([2])], 1);
+        assert!(!block.forward_first(&other).allclose(&first, 1e-3, 1e-3, false));
+    }
+}

@@ -7,28 +7,18 @@ Weights and data are those of ../formula.py. Writes updates.safetensors beside i
 import pathlib
 import sys
 
-import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
 here = pathlib.Path(__file__).parent
-sys.path.insert(0, str(here.parent))
-from formula import uniform, weight
+sys.path.insert(0, str(here))
+from shared import D, IMAGES, SITES, Shared, adamw, step, tensor, unit, weight
 
 torch.set_num_threads(1)
-SITES, IMAGES, N, D, SIDE, WIDTH = 2, 4, 16, 64, 16, 16
-M, K, LR = 12, 3, 0.01
+N, SIDE, M, K = 16, 16, 12, 3
 out = {}
-
-
-def tensor(name, *shape):
-    return torch.from_numpy(uniform(name, int(np.prod(shape))).astype("float32")).view(shape)
-
-
-def unit(x):
-    return x / x.norm(dim=-1, keepdim=True)
 
 
 site = torch.arange(SITES).repeat_interleave(IMAGES)
@@ -40,45 +30,12 @@ z, classes = unit(tensor("z", M, D)), unit(tensor("classes", K, D))
 targets = unit(tensor("class_domain", K, M, D)).mean(1)
 
 
-class Model:
-    """Adapter and head; `extra` are the method's own variables."""
-
-    def __init__(self, extra=()):
-        shapes = {
-            "head.reduce.weight": (WIDTH, D, 1, 1), "head.reduce.bias": (WIDTH,),
-            "head.classify.weight": (2, WIDTH, 1, 1), "head.classify.bias": (2,),
-            "adapter.down.weight": (D // 4, D), "adapter.down.bias": (D // 4,),
-            "adapter.up.weight": (D, D // 4), "adapter.up.bias": (D,),
-        }
-        for b in ("head.block1", "head.block2"):
-            shapes |= {f"{b}.conv.weight": (WIDTH, WIDTH, 3, 3), f"{b}.conv.bias": (WIDTH,),
-                       f"{b}.norm.weight": (WIDTH,), f"{b}.norm.bias": (WIDTH,)}
-        shapes |= dict(extra)
-        self.v = {name: weight("updates." + name, shape).requires_grad_() for name, shape in shapes.items()}
-
+class Model(Shared):
     def encode(self):
-        def prepare(x):
-            x = unit(x) * D**0.5
-            hidden = F.linear(x, self.v["adapter.down.weight"], self.v["adapter.down.bias"]).relu()
-            return x + F.linear(hidden, self.v["adapter.up.weight"], self.v["adapter.up.bias"])
-        return prepare(pooled), prepare(dense)
+        return self.prepare(pooled), self.prepare(dense)
 
     def decode(self, features):
-        g = int(N**0.5)
-        x = features.transpose(1, 2).reshape(-1, D, g, g)
-        x = F.conv2d(x, self.v["head.reduce.weight"], self.v["head.reduce.bias"])
-        for b in ("head.block1", "head.block2"):
-            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-            x = F.conv2d(x, self.v[f"{b}.conv.weight"], self.v[f"{b}.conv.bias"], padding=1)
-            x = F.group_norm(x, 4, self.v[f"{b}.norm.weight"], self.v[f"{b}.norm.bias"]).relu()
-        x = F.conv2d(x, self.v["head.classify.weight"], self.v["head.classify.bias"])
-        return F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-
-    def linear(self, name, x):
-        return F.linear(x, self.v[name + ".weight"], self.v[name + ".bias"])
-
-    def norm(self, name, x):
-        return F.layer_norm(x, (x.shape[-1],), self.v[name + ".weight"], self.v[name + ".bias"], 1e-5)
+        return super().decode(features, SIDE)
 
 
 def cross_entropies(logits, scale=1.0):
@@ -87,19 +44,6 @@ def cross_entropies(logits, scale=1.0):
 
 def by_site(logits):
     return cross_entropies(logits).view(SITES, IMAGES).mean(1)
-
-
-def adamw(chosen):
-    return torch.optim.AdamW(chosen, lr=LR, weight_decay=0.01)
-
-
-def step(model, loss, optimiser):
-    """One step of AdamW behind gradients clipped at norm 1."""
-    for v in model.v.values():
-        v.grad = None
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], 1.0)
-    optimiser.step()
 
 
 def keep(method, model):
@@ -210,15 +154,16 @@ keep("dann", model)
 RATIO, DEPTH = 1, 2
 
 
-def mcdrl(variant):
-    extra = [("method.gate", ())]
+def mcdrl(variant, width=D, heads=1, zeros=False):
+    extra = [] if zeros else [("method.gate", ())]
     layers = 0 if variant == "project_out" else DEPTH
     for i in range(layers):
         p = f"method.intervention.{i}."
         for name in ("ln_1", "ln_2"):
             extra += [(f"{p}{name}.weight", (D,)), (f"{p}{name}.bias", (D,))]
-        for name in ("query", "key", "value", "out"):
-            extra += [(f"{p}{name}.weight", (D, D)), (f"{p}{name}.bias", (D,))]
+        for name in ("query", "key", "value"):
+            extra += [(f"{p}{name}.weight", (width, D)), (f"{p}{name}.bias", (width,))]
+        extra += [(p + "out.weight", (D, width)), (p + "out.bias", (D,))]
         extra += [(f"{p}expand.weight", (RATIO * D, D)), (f"{p}expand.bias", (RATIO * D,)),
                   (f"{p}contract.weight", (D, RATIO * D)), (f"{p}contract.bias", (D,))]
     model = Model(extra)
@@ -235,23 +180,27 @@ def mcdrl(variant):
             x = (x.double() - x.double() @ basis @ basis.T).float()
         for i in range(layers):
             p = f"method.intervention.{i}."
-            q = model.linear(p + "query", model.norm(p + "ln_1", x))
-            k, v = model.linear(p + "key", z), model.linear(p + "value", z)
-            mixed = model.linear(p + "out", (q @ k.T / D**0.5).softmax(-1) @ v)
+            q = model.linear(p + "query", model.norm(p + "ln_1", x)).unflatten(-1, (heads, -1)).transpose(1, 2)
+            k, v = (model.linear(p + name, z).unflatten(-1, (heads, -1)).transpose(0, 1) for name in ("key", "value"))
+            mixed = (q @ k.transpose(-1, -2) / (width // heads) ** 0.5).softmax(-1) @ v
+            mixed = model.linear(p + "out", mixed.transpose(1, 2).flatten(-2))
             if variant == "attn_only":
                 x = mixed
                 continue
             x = x - mixed if variant == "subtract" else x + mixed
             x = x + model.linear(p + "contract", F.gelu(model.linear(p + "expand", model.norm(p + "ln_2", x))))
-        represented = (features * model.v["method.gate"]).scatter(1, index, x)
+        dropped = torch.zeros_like(features) if zeros else features * model.v["method.gate"]
+        represented = dropped.scatter(1, index, x)
         causal = ((unit(x.mean(1)) - unit(targets[labels])) ** 2).sum(-1).mean()
         contrast = F.cross_entropy(unit(image) @ unit(classes).T / 0.5, labels)
         step(model, by_site(model.decode(represented)).mean() + 0.5 * causal + 0.1 * contrast, optimiser)
-    keep(f"mcdrl_{variant}", model)
+    keep(f"mcdrl_{variant}{f'_{width}_{heads}' if heads > 1 else ''}", model)
 
 
 for variant in ("residual", "attn_only", "subtract", "project_out"):
     mcdrl(variant)
+# Several heads, an attention of another width, nothing at all where positions were dropped.
+mcdrl("residual", width=32, heads=4, zeros=True)
 
 # CoOp: four learned words in front of "background" and each class, a text tower of one layer.
 TEXT, CONTEXT, WORDS = 64, 4, 49408
