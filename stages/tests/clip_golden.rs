@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
+mod formula;
+
 use std::path::{Path, PathBuf};
 
 use siteline_stages::checkpoint::{self, Tensors};
@@ -92,9 +94,17 @@ fn a_resnet_agrees_with_open_clip() {
     });
 }
 
-/// Positions for another grid, as Python's bicubic interpolation makes them: the class token's stays.
+/// Positions for another grid, as open_clip makes them: the class token's stays.
 #[test]
 fn positions_are_interpolated_for_other_sizes() {
+    let expected = checkpoint::read(&golden("positions.safetensors")).unwrap();
+    for (before, after) in [(7, 13), (7, 5), (3, 3)] {
+        let positions = formula::weight(&format!("positions {before}"), &[1 + before * before, 16]);
+        for (antialias, word) in [(true, "True"), (false, "False")] {
+            let name = format!("{before}.{after}.{word}");
+            agree(&name, &weights::interpolated(&positions, before, after, antialias), &expected[&name]);
+        }
+    }
     let settings = weights::Settings { image_size: Some(80), ..Default::default() };
     let (_store, clip) = weights::load(&golden("openai.safetensors"), settings, Device::Cpu).unwrap();
     assert_eq!((clip.config.image_size, clip.config.grid()), (80, 5));
