@@ -95,9 +95,17 @@ fn two_alternations_of_causalclipseg_are_the_references() {
         ..vit(resnet.iter().sum())
     };
     let weights = clip(config, Some(tokens));
-    let mut params = MethodParams::default();
-    params.causalclipseg.warm_up = 0;
-    agree("causalclipseg", &updated(MethodName::CausalClipSeg, params, Some(&weights), Reads::Pixels(64)));
+    for (word, game, loss) in [
+        ("causalclipseg", "alternate", "bce"),
+        ("causalclipseg_grl", "grl", "bce"),
+        ("causalclipseg_no_game", "no-game", "bce+dice"),
+    ] {
+        let mut params = MethodParams::default();
+        params.causalclipseg.warm_up = 0;
+        params.causalclipseg.game = serde_json::from_value(game.into()).unwrap();
+        params.causalclipseg.loss = serde_json::from_value(loss.into()).unwrap();
+        agree(word, &updated(MethodName::CausalClipSeg, params, Some(&weights), Reads::Pixels(64)));
+    }
 }
 
 #[test]

@@ -183,7 +183,7 @@ pub fn updated_on(
 
 /// Holds each variable to the reference's; every one of the reference's must be there, and every one that trains.
 pub fn agree(method: &str, found: &Tensors) {
-    let deep = method == "causalclipseg";
+    let deep = method.starts_with("causalclipseg");
     let (lr, tolerance) = if deep { (lr_of(MethodName::CausalClipSeg), 5e-2) } else { (LR, 1e-3) };
     // One value in so many may differ.
     let rare = |name: &str| match (deep, name.contains(".masker_")) {

@@ -1,6 +1,6 @@
 """Golden numbers for the domain-generalization baselines: losses and gradients on small random batches, by autograd.
 
-Run with: pip install torch==2.11.0 safetensors numpy; python make.py
+Run with: pip install torch==2.11.0 safetensors==0.8.0 numpy==2.3.5; python make.py
 Writes expected.safetensors beside itself. The formulas are those that docs/methods.md gives for each method.
 """
 

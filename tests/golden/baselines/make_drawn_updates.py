@@ -1,6 +1,6 @@
 """Golden numbers for two updates of each method that draws what it changes, and for the mean that SWAD takes.
 
-Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors numpy; python make_drawn_updates.py
+Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors==0.8.0 numpy==2.3.5; python make_drawn_updates.py
 Weights and data are those of ../formula.py; what is drawn, and in which order images come, are those of draws.json, which
 stages/tests/drawn_golden.rs writes. Writes drawn_updates.safetensors beside itself. What is minimised is that of docs/methods.md.
 """

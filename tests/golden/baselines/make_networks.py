@@ -1,6 +1,6 @@
 """Golden numbers for networks, augmentations and scores that have a published implementation.
 
-Run with: pip install torch==2.11.0 transformers==5.23.0 monai==1.6.1 medpy==0.5.2 scipy safetensors numpy; python make_networks.py
+Run with: pip install torch==2.11.0 transformers==5.23.0 monai==1.6.1 medpy==0.5.2 scipy==1.16.3 safetensors==0.8.0 numpy==2.3.5; python make_networks.py
 Weights are those of ../formula.py. Writes networks.safetensors beside itself.
 """
 
@@ -14,6 +14,7 @@ from medpy.metric.binary import assd, dc, hd95, jc
 from monai.losses import DiceLoss
 from monai.metrics import compute_dice, compute_iou, compute_surface_dice
 from safetensors.torch import save_file
+from scipy.ndimage import binary_erosion, distance_transform_edt
 
 here = pathlib.Path(__file__).parent
 sys.path[:0] = [str(here.parent), str(here)]
@@ -72,6 +73,15 @@ out["fda"] = torch.from_numpy(np.clip(fda, 0, 255)).float()
 
 # Blobs: Dice and IoU, on which MedPy and MONAI agree; MedPy's HD95 and ASSD, MONAI's surface Dice at two pixels.
 yy, xx = np.mgrid[0:48, 0:48]
+
+
+def joined(predicted, truth):
+    """95th percentile and mean of the distances of both outlines' pixels to the other outline, by scipy alone."""
+    of = [mask & ~binary_erosion(mask) for mask in (predicted, truth)]
+    distances = np.hstack([distance_transform_edt(~of[1 - side])[of[side]] for side in (0, 1)])
+    return np.percentile(distances, 95), distances.mean()
+
+
 scores, overlaps = [], []
 for case in range(6):
     cx, cy, r, dx, dy, s = 24 + 40 * uniform(f"blob {case}", 6) / 4
@@ -81,6 +91,7 @@ for case in range(6):
     nsd = compute_surface_dice(*both, class_thresholds=[2.0], include_background=True).item()
     overlaps.append([dc(predicted, truth), jc(predicted, truth)])
     assert np.allclose(overlaps[-1], [compute_dice(*both).item(), compute_iou(*both).item()])
+    assert np.allclose([hd95(predicted, truth), assd(predicted, truth)], joined(predicted, truth))
     scores.append([hd95(predicted, truth), assd(predicted, truth), nsd])
     out[f"blob_{case}_predicted"], out[f"blob_{case}_truth"] = (torch.from_numpy(m.astype("int64")) for m in (predicted, truth))
     print(case, scores[-1])

@@ -1,6 +1,6 @@
 """Golden numbers for two updates of each method that reads pixels: U-Net, CLIPSeg, and CausalCLIPSeg's alternation of two updates.
 
-Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 transformers==5.23.0 monai==1.6.1 safetensors numpy; python make_pixel_updates.py
+Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 transformers==5.23.0 monai==1.6.1 safetensors==0.8.0 numpy==2.3.5; python make_pixel_updates.py
 Weights and data are those of ../formula.py. Writes pixel_updates.safetensors beside itself, of each variable some 512 values at equal
 distances. What is minimised is that of docs/methods.md.
 """
@@ -108,23 +108,42 @@ for image, label in enumerate(labels):
 out["causalclipseg_tokens"] = torch.tensor(known)
 pixels, masks = data(64)
 truth, images = masks.float()[:, None], (pixels / 255 - MEAN) / STD
-network = Network((1, 1, 1, 1), 8, 64, 64, vocabulary=len(known), prefix="updates.", trains=True)
-network.forward(images, ids)
-variables = network.variables()
-of_maskers = [value for name, value in variables.items() if ".masker_" in name]
-of_clip = [value for name, value in variables.items() if ".backbone." in name and "positional_embedding" not in name]
-rest = [value for name, value in variables.items() if ".masker_" not in name and not any(value is other for other in of_clip)]
+networks = []
 
 
-def branches():
-    sup, inf, _ = network.forward(images, ids)
-    return [F.binary_cross_entropy_with_logits(logits, truth) for logits in (sup, inf)]
+def causalclipseg(word, game, loss, reverses=False):
+    """Two steps; `game(loss of the causal branch, loss of the confounding branch, loss of their mean, is it the maskers' turn)`."""
+    network = Network((1, 1, 1, 1), 8, 64, 64, vocabulary=len(known), prefix="updates.", trains=True)
+    # Kept, as optimisers are known by the addresses of what they move.
+    networks.append(network)
+    network.forward(images, ids)
+    variables = network.variables()
+    of_maskers = [value for name, value in variables.items() if ".masker_" in name]
+    of_clip = [value for name, value in variables.items() if ".backbone." in name and "positional_embedding" not in name]
+    rest = [value for name, value in variables.items() if ".masker_" not in name and not any(value is other for other in of_clip)]
+
+    def losses():
+        sup, inf, _ = network.forward(images, ids, reverses)
+        return [loss(logits) for logits in (sup, inf, (sup + inf) / 2)]
+
+    for _ in range(2):
+        if word == "causalclipseg":
+            step(game(*losses(), False), [(rest, 1.0), (of_clip, 0.1)], LR_CAUSAL)
+            step(game(*losses(), True), [(of_maskers, 1.0)], LR_CAUSAL)
+        else:
+            step(game(*losses(), False), [(rest + of_maskers, 1.0), (of_clip, 0.1)], LR_CAUSAL)
+    keep(word, {name: [value] for name, value in variables.items()})
 
 
-for _ in range(2):
-    sup, inf = branches()
-    step(0.5 * sup + 0.5 * inf, [(rest, 1.0), (of_clip, 0.1)], LR_CAUSAL)
-    sup, inf = branches()
-    step(0.5 * sup - 0.5 * inf, [(of_maskers, 1.0)], LR_CAUSAL)
-keep("causalclipseg", {name: [value] for name, value in variables.items()})
+def bce(logits):
+    return F.binary_cross_entropy_with_logits(logits, truth)
+
+
+def bce_dice(logits):
+    return 0.5 * bce(logits) + 0.5 * DiceLoss(sigmoid=True)(logits, truth)
+
+
+causalclipseg("causalclipseg", lambda sup, inf, mean, masks: 0.5 * sup - 0.5 * inf if masks else 0.5 * sup + 0.5 * inf, bce)
+causalclipseg("causalclipseg_grl", lambda sup, inf, mean, masks: 0.5 * sup + 0.5 * inf, bce, reverses=True)
+causalclipseg("causalclipseg_no_game", lambda sup, inf, mean, masks: mean, bce_dice)
 save_file({k: v.detach().contiguous() for k, v in out.items()}, str(here / "pixel_updates.safetensors"))

@@ -1,6 +1,6 @@
 """Golden numbers for two updates of each method on cached features: losses, two steps of AdamW, and MCDRL's modules.
 
-Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors numpy; python make_updates.py
+Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors==0.8.0 numpy==2.3.5; python make_updates.py
 Weights and data are those of ../formula.py. Writes updates.safetensors beside itself. Formulas are those that docs/methods.md gives.
 """
 

@@ -1,6 +1,6 @@
 """Golden numbers for CausalCLIPSeg: the whole forward pass.
 
-Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors numpy; python make.py
+Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors==0.8.0 numpy==2.3.5; python make.py
 Weights are those of ../formula.py; expected.safetensors holds logits of both branches, every eighth pixel, and counts of parameters.
 """
 

@@ -6,6 +6,18 @@ from formula import fill, weight
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 
+class Reversed(torch.autograd.Function):
+    """The identity, whose gradient has the other sign (Ganin and Lempitsky, ICML 2015)."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
 class Network:
     """CausalCLIPSeg by its description: every tensor is made by name where it is used.
 
@@ -99,7 +111,8 @@ class Network:
         return torch.cat([F.conv2d(x[i:i + 1], words[i, :-1].view(1, inside, 3, 3), words[i, -1:], padding=1)
                           for i in range(x.shape[0])])
 
-    def forward(self, images, ids):
+    def forward(self, images, ids, reverses=False):
+        """Both branches' logits and the masks; `reverses` turns the gradient of the second branch into the masks round."""
         v3, v4, v5 = self.backbone(images)
         state = self.clip.encode_text(ids)
         if self.embed != self.c:
@@ -110,7 +123,8 @@ class Network:
         masks = [self.masker(f"neck.masker_{n}", f.detach()) for n, f in zip((3, 4, 5), features)]
         join = lambda parts: F.relu(self.conv_norm("neck.aggregate", torch.cat(parts, 1), self.c, 1))
         sup = join([f * m for f, m in zip(features, masks)])
-        inf = join([f * (1 - m) for f, m in zip(features, masks)])
+        turned = [Reversed.apply(m) if reverses else m for m in masks]
+        inf = join([f * (1 - m) for f, m in zip(features, turned)])
         return self.projector("projector", sup, state), self.projector("projector_ad", inf, state), masks
 
     def variables(self):

@@ -1,6 +1,6 @@
 """Golden numbers for CLIP: a small model of `transformers` at random weights, and what it answers.
 
-Run with: pip install torch==2.11.0 transformers==5.23.0 safetensors numpy; python make.py
+Run with: pip install torch==2.11.0 transformers==5.23.0 safetensors==0.8.0 numpy==2.3.5; python make.py
 Writes, beside itself, the weights in Hugging Face's and in OpenAI's naming, and expected.safetensors with inputs and outputs.
 Weights are rounded to half precision first, so that the stored halves are exact.
 """

@@ -1,6 +1,6 @@
 """Golden positions for another grid, by open_clip's own interpolation, with and without antialiasing.
 
-Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors numpy; python make_positions.py
+Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors==0.8.0 numpy==2.3.5; python make_positions.py
 Positions are those of ../formula.py. Writes positions.safetensors beside itself.
 """
 

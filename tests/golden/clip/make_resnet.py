@@ -1,6 +1,6 @@
 """Golden numbers for CLIP's modified ResNet: a small model of open_clip at random weights, and what it answers.
 
-Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors numpy; python make_resnet.py
+Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors==0.8.0 numpy==2.3.5; python make_resnet.py
 Writes, beside itself, resnet.safetensors (OpenAI's names, half precision, a vocabulary of 600 tokens) and resnet_expected.safetensors.
 Weights are rounded to half precision first, so that the stored halves are exact.
 """

@@ -1,6 +1,6 @@
 """Golden token ids of CLIP's tokenizer: the shipped prompts and sentences that are harder.
 
-Run with: pip install open_clip_torch==3.3.0 ftfy==6.3.1 pyyaml; python make_tokens.py
+Run with: pip install open_clip_torch==3.3.0 ftfy==6.3.1 pyyaml==6.0.4; python make_tokens.py
 Writes tokens.json beside itself: text to ids, start and end included, nothing cut and nothing padded.
 """
 

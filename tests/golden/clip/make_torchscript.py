@@ -1,7 +1,7 @@
 """The small CLIP of make.py as a TorchScript archive with half-precision weights, in the way that OpenAI published CLIP, and as a plain
 PyTorch archive, which is to be refused.
 
-Run with: pip install torch==2.11.0 safetensors numpy; python make_torchscript.py
+Run with: pip install torch==2.11.0 safetensors==0.8.0 numpy==2.3.5; python make_torchscript.py
 """
 
 import pathlib

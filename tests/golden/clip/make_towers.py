@@ -1,6 +1,6 @@
 """Golden numbers for the towers of the five CLIP models that were published, at full size: open_clip's models, weights by ../formula.py.
 
-Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors numpy; python make_towers.py
+Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors==0.8.0 numpy==2.3.5; python make_towers.py
 Writes towers.safetensors: of one image the pooled feature and some dense ones, of two texts their features.
 """
 
