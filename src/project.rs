@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use siteline_cache::{Access, Sharing, Store};
 use siteline_pipeline::NodeIndex;
+use siteline_pipeline::diagnostic::Diagnostics;
 use siteline_pipeline::graph::Graph;
 use siteline_pipeline::manifest::{self, Loaded, Override};
 use siteline_pipeline::pack::Pack;
@@ -44,7 +45,7 @@ impl Project {
                 Override::parse(text).map_err(|message| CommandError::request(format!("--set: {message}"), None))
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let loaded = manifest::load(&path, &overrides, &pack)?;
+        let loaded = manifest::load(&path, &overrides, &pack).map_err(|found| with_overrides(found, &overrides))?;
         let root = common.store.clone().unwrap_or_else(|| loaded.root.join(".siteline"));
         let sharing = if common.shared_store { Sharing::Group } else { Sharing::Private };
         // Neither waits for the other.
@@ -66,6 +67,17 @@ impl Project {
     pub fn results(&self) -> PathBuf {
         self.loaded.root.join("results").join(&self.loaded.manifest.name)
     }
+}
+
+/// Errors are shown in the file; what the command line changes in it is not to be seen there.
+fn with_overrides(mut found: Diagnostics, overrides: &[Override]) -> Diagnostics {
+    let set: Vec<String> = overrides.iter().map(|change| format!("`--set {change}`")).collect();
+    if let (Some(last), false) = (found.list.last_mut(), set.is_empty()) {
+        let mut hint = last.hint.take().map(|hint| hint + "\n").unwrap_or_default();
+        hint.push_str(&format!("what is shown is changed by {}", set.join(" and ")));
+        last.hint = Some(hint);
+    }
+    found
 }
 
 /// The pack that the options name, or the one beside this program.
@@ -95,7 +107,7 @@ fn find_manifest() -> Result<PathBuf, CommandError> {
     })
 }
 
-/// The instances of names and patterns, in the order in which they would run.
+/// The instances of names and patterns, in the manifest's order, each behind what it reads.
 ///
 /// # Errors
 /// A text that is no pattern, and one that nothing fits.

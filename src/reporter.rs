@@ -8,6 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use siteline_pipeline::event::{Event, How};
 use siteline_pipeline::printable;
 
+use crate::commands::count;
 use crate::partial::Partial;
 use crate::project::Project;
 
@@ -118,7 +119,7 @@ impl Reporter {
 fn line(event: &Event) -> Option<String> {
     Some(match event {
         Event::Began { total, cached, slots, .. } => {
-            format!("{total} instances, {cached} cached, {slots} at a time")
+            format!("{}, {cached} cached, {slots} at a time", count(*total, "instance"))
         }
         Event::Started { instance } => format!("start   {instance}"),
         Event::Finished { instance, how, .. } => match how {

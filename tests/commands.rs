@@ -234,6 +234,54 @@ fn retries_follow_the_manifest() {
     assert_eq!(space.read("tries").lines().count(), 3);
 }
 
+/// What is for people appears in the results folder, whoever made it.
+#[test]
+fn results_of_commands_appear_in_the_results_folder() {
+    let space = Space::of_commands(
+        "axes: {n: [1, 2]}\nstages:\n  fit: {run: \"echo ${n} >out; mkdir -p plots; echo ${n} >plots/p.txt; echo x >rest\", per: [n], outputs: [out, plots/, rest], results: [out, plots/]}\n  sum: {run: \"cat inputs/f/*/out >sum\", needs: {f: fit}, outputs: [sum], results: [sum]}\n",
+    );
+    let said = space.run(&["run", "--plain"]);
+    assert!(said.code == 0 && said.stdout.contains("results/study"), "{}{}", said.stdout, said.stderr);
+    assert_eq!(space.read("results/study/sum/sum"), "1\n2\n");
+    assert_eq!(space.read("results/study/fit/n=2/plots/p.txt"), "2\n");
+    assert!(!space.path("results/study/fit/n=2/rest").exists());
+    // Whether people look at a file is no part of any key.
+    space.edit("siteline.yaml", "results: [out, plots/]", "results: [rest]");
+    assert!(space.executed(&[]).is_empty());
+    assert!(space.path("results/study/fit/n=2/rest").exists());
+}
+
+/// A failure in the middle of a pipe is one; `echo` is that of a plain shell with a pipe and without.
+#[test]
+fn a_pipe_fails_where_any_part_of_it_does() {
+    if !std::path::Path::new("/bin/bash").exists() {
+        return crate::space::skipped("there is no bash to look at all of a pipe");
+    }
+    let space = Space::of_commands(
+        "stages:\n  bad: {run: \"cat missing | tee out\", outputs: [out]}\n  good: {run: 'echo \"a\\tb\" | cat >out; false || echo \"a\\tb\" >>out', outputs: [out]}\n",
+    );
+    let said = space.run(&["run", "--plain"]);
+    assert!(said.code == 1 && said.stderr.contains("FAILED  bad"), "{}", said.stderr);
+    assert_eq!(space.output("good", "out"), b"a\tb\na\tb\n");
+}
+
+/// The log is that of the last execution, and what failed is remembered.
+#[test]
+fn logs_and_histories_are_of_the_last_execution() {
+    let space = Space::of_commands("stages: {b: {run: \"echo LOUD; exit 3\", outputs: [o]}}\n");
+    assert_eq!(space.run(&["run", "--plain"]).code, 1);
+    assert!(space.run(&["log", "b"]).stdout.contains("LOUD"));
+    space.edit("siteline.yaml", "echo LOUD; exit 3", "exit 7");
+    assert_eq!(space.run(&["run", "--plain"]).code, 1);
+    let log = space.run(&["log", "b"]).stdout;
+    assert!(log.contains("printed nothing (failed in") && log.contains("exit code 7"), "{log}");
+    let history = space.run(&["history", "b"]).stdout;
+    assert!(history.matches("failed in run").count() == 2 && history.contains("exit code 3"), "{history}");
+    space.edit("siteline.yaml", "exit 7", "echo ::metric loss nan; echo x >o");
+    let said = space.run(&["run", "--plain"]);
+    assert!(said.code == 0 && said.stderr.contains("`::metric loss nan` says nothing"), "{}", said.stderr);
+}
+
 #[test]
 fn tokens_memory_and_gpus_are_never_given_twice() {
     let stage = |name: &str, resources: &str| {

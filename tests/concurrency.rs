@@ -1,9 +1,11 @@
 //! Kills and company: whatever happens to a run, the next one just works.
 
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::space::{Said, Space};
+use crate::reliability::wait;
+use crate::space::{Said, Space, skipped};
 
 /// Processes whose command line names the folder or that run in it.
 fn workers_in(space: &Space) -> usize {
@@ -88,4 +90,34 @@ fn the_ledger_is_made_anew_when_it_is_gone_or_damaged() {
     assert!(said.stderr.contains("ledger was damaged"), "{}", said.stderr);
     let why = space.run(&["why", "table", "--set", "stages.table.with.decimals=4"]);
     assert!(why.stdout.contains("parameter decimals: 1 -> 4"), "{}", why.stdout);
+}
+
+/// A lease of another machine holds while that machine renews it, whatever this machine takes the time to be.
+#[test]
+fn a_lease_of_another_machine_does_not_depend_on_the_clock() {
+    if std::process::Command::new("faketime").arg("--version").output().is_err() {
+        return skipped("faketime is not there (on Debian: apt-get install faketime)");
+    }
+    let space = Space::of_commands("stages: {one: {run: \"echo x >out\", outputs: [out]}}\n");
+    space.executed(&[]);
+    let key = space.records().keys().next().unwrap().clone();
+    let owner = r#"{"host": "elsewhere", "boot": "another machine", "pid": 1, "started": 1}"#;
+    for shift in ["+1d", "-1d"] {
+        let fresh = Space::of_commands("stages: {one: {run: \"echo x >out\", outputs: [out]}}\n");
+        assert_eq!(fresh.run(&["--shared-store", "verify"]).code, 0);
+        let lease = fresh.path(&format!(".siteline/leases/{key}"));
+        std::fs::create_dir_all(lease.parent().unwrap()).unwrap();
+        std::fs::write(&lease, owner).unwrap();
+        let mut command = std::process::Command::new("faketime");
+        command.args(["-f", shift]).arg(crate::space::siteline()).args(["run", "--plain"]).current_dir(fresh.root());
+        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
+        let waits =
+            told.by_ref().map_while(Result::ok).any(|line| line.contains("(computed by process 1 on elsewhere)"));
+        assert!(waits, "{shift}: the lease was not respected");
+        std::fs::remove_file(&lease).unwrap();
+        let done = told.map_while(Result::ok).any(|line| line.contains("done    one"));
+        assert!(done && wait(child).0.code == 0, "{shift}: it did not go on");
+    }
 }

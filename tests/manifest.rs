@@ -1,6 +1,6 @@
 //! Mistakes in a manifest, as the user sees them: file, line, column, the text underlined, a hint.
 
-use crate::space::Space;
+use crate::space::{Space, real_images, skipped};
 
 /// Shows what `plan` says of a manifest in which one text was replaced.
 fn mistake(name: &str, from: &str, to: &str) {
@@ -214,6 +214,38 @@ fn the_readmes_manifest_plans() {
     assert!(said.stdout.contains("train                          12"), "{}", said.stdout);
 }
 
+/// What would silently mean something else than it says is refused, with its place.
+#[test]
+fn commands_and_groups_that_contradict_themselves_are_refused() {
+    let refused = |manifest: &str, place: &str, message: &str| {
+        let space = Space::of_commands(manifest);
+        for verb in ["plan", "check-manifest"] {
+            let said = space.run(&[verb]);
+            assert!(said.code != 0 && said.stderr.contains(message), "{manifest}: {}{}", said.stdout, said.stderr);
+            assert!(said.stderr.contains(&format!("siteline.yaml:{place}")), "{manifest}: {}", said.stderr);
+        }
+    };
+    let stage = |axes: &str, rest: &str| format!("axes: {{{axes}}}\nstages: {{a: {{{rest}}}}}\n");
+    let group = "seed: [1, 2], size: [{name: s, seed: 3}]";
+    let message = "`seed` is given to the stage `a` by the axis `seed` as well";
+    refused(&stage(group, "run: echo >o, per: [seed, size], outputs: [o]"), "3:", message);
+    let groups = "x: [{name: s, k: 1}], y: [{name: u, k: 4}]";
+    let message = "`k` is given to the stage `a` by a group of the axis `x` as well";
+    refused(&stage(groups, "run: echo >o, per: [x, y], outputs: [o]"), "3:", message);
+    let twice = "run: echo >o, per: [z, z], outputs: [o]";
+    refused(&stage("z: [1, 2]", twice), "4:", "the axis `z` is there twice");
+    let z = "z: [1]";
+    refused(&stage(z, "run: echo >o, outputs: [o, o/]"), "4:", "the output `o/` is there twice");
+    refused(&stage(z, "run: echo >o, outputs: ['*.csv']"), "4:", "the output `*.csv` is a pattern");
+    refused(&stage(z, "run: [], outputs: [o]"), "4:", "the command of the stage `a` is empty");
+    refused(&stage(z, "run: '', outputs: [o]"), "4:", "the command of the stage `a` is empty");
+    refused(&stage(z, "run: echo >o, outputs: [o], results: [p]"), "4:", "the stage `a` has no output `p`");
+    // What the command line changes is not to be seen in the file.
+    let space = Space::of_commands(&stage(z, "run: echo >o, outputs: [o]"));
+    let said = space.run(&["plan", "--set", "stages.b.with.x=1"]);
+    assert!(said.code == 2 && said.stderr.contains("changed by `--set stages.b.with.x=1`"), "{}", said.stderr);
+}
+
 /// Every manifest of the repository can be planned; those of real images where these are.
 #[test]
 fn the_shipped_manifests_can_be_planned() {
@@ -227,22 +259,23 @@ fn the_shipped_manifests_can_be_planned() {
         let said = space.run(&["phantoms", &format!("manifests/{sites}.yaml"), "--out", out]);
         assert_eq!(said.code, 0, "{}", said.stderr);
     }
-    let data = repository.join("../shared/data");
+    let data = real_images(&["polyp/etis_larib/images", "breast_ultrasound"]);
     let mut planned = 0;
     for entry in std::fs::read_dir(space.path("manifests")).unwrap() {
         let path = entry.unwrap().path();
         let Ok(text) = std::fs::read_to_string(&path) else { continue };
         let manifest = path.to_str().unwrap();
+        let set;
         let mut words = vec!["plan", "-m", manifest];
-        let set = format!("params.data={}", data.display());
         if !text.lines().any(|line| line.starts_with("stages:")) {
             continue;
         }
         if text.contains("${data}") {
-            if !data.exists() {
-                crate::space::skipped(&format!("{manifest} reads real images, and there are none"));
+            let Some(data) = &data else {
+                skipped(&format!("{manifest} reads real images, and there are none"));
                 continue;
-            }
+            };
+            set = format!("params.data={}", data.display());
             words.extend(["--set", &set]);
         }
         let said = space.run(&words);

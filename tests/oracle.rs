@@ -371,11 +371,12 @@ fn edit_sweep(model: &mut Model, rng: &mut ChaCha8Rng) -> String {
 fn damage(oracle: &mut Oracle, space: &Space, rng: &mut ChaCha8Rng) -> String {
     if rng.random_bool(0.5) {
         // One object is gone: whatever made it runs again, if it is still asked for.
-        let objects: Vec<_> = std::fs::read_dir(space.path(".siteline/objects"))
+        let mut objects: Vec<_> = std::fs::read_dir(space.path(".siteline/objects"))
             .unwrap()
             .flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap())
             .map(|file| file.unwrap().path())
             .collect();
+        objects.sort();
         let lost = objects.choose(rng).unwrap();
         oracle.lose(&std::fs::read_to_string(lost).unwrap());
         std::fs::remove_file(lost).unwrap();

@@ -413,7 +413,7 @@ fn an_absurd_sweep_is_refused_with_its_size() {
 #[test]
 fn a_first_full_table_comes_before_the_second_seed() {
     let space = Space::of_commands(
-        "axes: {method: [x, y, z], seed: [0, 1, 2]}\nstages:\n  train: {run: \"echo ${method} ${seed} >out\", per: [method, seed], outputs: [out]}\n  evaluate: {run: cat inputs/model/out >out, per: [method, seed], needs: {model: train}, outputs: [out]}\n",
+        "axes: {method: [x, y, z], seed: [0, 1, 2]}\nstages:\n  train: {run: \"echo ${method} ${seed} >out\", per: [method, seed], outputs: [out]}\n  evaluate: {run: cat inputs/model/out >out, per: [method, seed], needs: {model: train}, outputs: [out]}\n  table: {run: \"cat inputs/models/*/out inputs/scores/*/out >out\", needs: {models: train, scores: evaluate}, outputs: [out]}\n",
     );
     let said = space.run(&["run", "--plain", "-j", "1"]);
     assert_eq!(said.code, 0, "{}", said.stderr);

@@ -1,19 +1,16 @@
 //! Real multi-site images, where a machine has them.
 
-use std::path::Path;
-
-use crate::space::{Space, skipped};
+use crate::space::{Space, real_images, skipped};
 
 #[test]
 fn real_sites_run_from_raw_files_to_the_table() {
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data");
-    let data = std::env::var("SITELINE_TEST_DATA").unwrap_or_else(|_| default.to_owned());
-    if !Path::new(&data).join("polyp/kvasir/images").is_dir() {
+    let Some(data) = real_images(&["polyp/kvasir/images", "polyp/cvc_clinicdb/images", "polyp/etis_larib/images"])
+    else {
         return skipped("SITELINE_TEST_DATA names no folder with polyp/{kvasir,cvc_clinicdb,etis_larib}");
-    }
+    };
     let space = Space::fresh();
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/polyp-three-centres.yaml");
-    let set = format!("params.data={data}");
+    let set = format!("params.data={}", data.display());
     let store = space.path("store");
     let arguments = [
         "run",

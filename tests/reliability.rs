@@ -23,7 +23,7 @@ stages:
   table: {run: "cat inputs/scores/*/score >table", needs: {scores: evaluate}, outputs: [table]}
 "#;
 
-fn sweep() -> Space {
+pub fn sweep() -> Space {
     let space = Space::of_commands(SWEEP);
     for site in ["a", "b", "c"] {
         space.write(&format!("data/{site}.txt"), format!("images of {site}\n"));
@@ -37,13 +37,13 @@ fn clean() -> BTreeMap<String, serde_json::Value> {
     space.artifacts()
 }
 
-fn start(space: &Space, variables: &[(&str, &str)]) -> Child {
+pub fn start(space: &Space, variables: &[(&str, &str)]) -> Child {
     let mut command = space.command(&["run", "--plain"]);
     command.envs(variables.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().unwrap()
 }
 
-fn wait(child: Child) -> (Said, Option<i32>) {
+pub fn wait(child: Child) -> (Said, Option<i32>) {
     let output = child.wait_with_output().unwrap();
     let signal = output.status.signal();
     (Said::from(output), signal)
@@ -427,122 +427,6 @@ fn a_group_shares_a_store() {
     let mut stranger = std::process::Command::new("setpriv");
     stranger.args(["--reuid", "64003", "--regid", "64003", "--clear-groups", "ls"]).arg(space.path(".siteline"));
     assert!(!stranger.output().unwrap().status.success());
-}
-
-#[test]
-fn gc_during_a_run_is_refused_and_loses_nothing() {
-    let space = sweep();
-    space.edit("siteline.yaml", "sleep 0.01; mkdir", "sleep 0.3; mkdir");
-    let child = start(&space, &[]);
-    std::thread::sleep(Duration::from_millis(600));
-    let gc = space.run(&["gc", "--keep-days", "0", "--yes"]);
-    let (said, _) = wait(child);
-    assert_eq!(gc.code, 1, "the run was over before gc came");
-    assert!(gc.stderr.contains("is in use by another run"), "{}", gc.stderr);
-    assert_eq!(said.code, 0, "{}", said.stderr);
-    let gc = space.run(&["gc", "--keep-days", "0", "--yes"]);
-    assert_eq!(gc.code, 0, "{}", gc.stderr);
-    assert!(space.executed(&[]).is_empty());
-}
-
-/// Killed between any two steps, `gc` leaves a store in which all that is to stay is whole, and comes to its end the next time.
-#[test]
-fn a_kill_during_gc_loses_nothing() {
-    for point in siteline_cache::sync_point::POINTS_OF_GC {
-        let space = sweep();
-        space.executed(&[]);
-        let clean = space.artifacts();
-        // What is not needed any more: the artifacts of another parameter.
-        space.executed(&["--set", "axes.method=[z]"]);
-        space.executed(&[]);
-        let gc = ["gc", "--keep-days", "0", "--yes"];
-        let killed = space.command(&gc).env("SITELINE_TEST_KILL_AT", format!("{point}:1")).output().unwrap();
-        assert_eq!(killed.status.signal(), Some(9), "{point}: {}", String::from_utf8_lossy(&killed.stderr));
-        assert_eq!((space.run(&["verify"]).code, space.artifacts()), (0, clean.clone()), "{point}");
-        let again = space.run(&gc);
-        assert_eq!(again.code, 0, "{point}: {}", again.stderr);
-        assert!(space.executed(&[]).is_empty(), "{point}");
-        assert_eq!(space.artifacts(), clean, "{point}");
-        assert!(space.run(&gc).stdout.contains("Removed 0 executions and 0 files"), "{point}: something was left");
-        assert!(!space.executed(&["--set", "axes.method=[z]"]).is_empty(), "{point}: nothing had been removed");
-    }
-}
-
-/// The files that tell of a run, cut at each length and with one bit flipped in each byte: no result is lost by what they say, by
-/// `gc` least of all, and whoever asks gets an answer.
-#[test]
-fn damaged_files_of_a_run_cost_no_result() {
-    let space = Space::of_commands(
-        "stages:\n  one: {run: \"echo ${word} >out\", with: {word: x}, outputs: [out]}\n  two: {run: \"cat inputs/one/out >out\", needs: {one: one}, outputs: [out]}\n",
-    );
-    // Results that the manifest as it stands does not name, and of which only the run tells that they are to stay.
-    space.executed(&["--set", "stages.one.with.word=y"]);
-    let manifest = space.read("siteline.yaml");
-    let run = std::fs::read_dir(space.path(".siteline/runs")).unwrap().next().unwrap().unwrap().path();
-    let objects = || {
-        let folders = std::fs::read_dir(space.path(".siteline/objects")).unwrap();
-        folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap()).count()
-    };
-    let whole = objects();
-    assert_eq!(whole, 1, "both outputs have the same bytes");
-    let gc = ["gc", "--keep-days", "0", "--yes"];
-    for name in ["run.json", "instances.jsonl", "request.json", "summary.json"] {
-        let path = run.join(name);
-        let bytes = std::fs::read(&path).unwrap();
-        let cuts = (0..bytes.len()).step_by(if name.starts_with("run") { 1 } else { 3 }).map(|at| bytes[..at].to_vec());
-        let flips = (0..bytes.len()).step_by(3).map(|at| {
-            let mut flipped = bytes.clone();
-            flipped[at] ^= 1 << (at % 8);
-            flipped
-        });
-        for damaged in cuts.chain(flips) {
-            std::fs::write(&path, &damaged).unwrap();
-            let said = space.run(&gc);
-            assert_eq!(said.code, 0, "{name}: {}", said.stderr);
-            let shown = String::from_utf8_lossy(&damaged).into_owned();
-            assert!(said.stdout.contains("Removed 0 executions and 0 files"), "{name} as {shown}: {}", said.stdout);
-        }
-        for verb in [&["status"][..], &["log", "one"], &["diff", "last", "last"], &["doctor"]] {
-            let said = space.run(verb);
-            assert!(!said.stderr.contains("panicked") && [0, 1, 2].contains(&said.code), "{verb:?}: {}", said.stderr);
-        }
-        std::fs::write(&path, &bytes).unwrap();
-    }
-    assert_eq!(objects(), whole);
-    assert!(space.executed(&["--set", "stages.one.with.word=y"]).is_empty());
-    // With every file whole, `gc` removes what is not needed: the above proves something.
-    space.write("siteline.yaml", manifest.replace("word: x", "word: z"));
-    space.executed(&[]);
-    let removed = space.run(&gc).stdout;
-    assert!(removed.contains("Removed 2 executions and 1 file"), "{removed}");
-}
-
-/// A lease of another machine holds while that machine renews it, whatever this machine takes the time to be.
-#[test]
-fn a_lease_of_another_machine_does_not_depend_on_the_clock() {
-    if std::process::Command::new("faketime").arg("--version").output().is_err() {
-        return skipped("faketime is not there (on Debian: apt-get install faketime)");
-    }
-    let space = Space::of_commands("stages: {one: {run: \"echo x >out\", outputs: [out]}}\n");
-    space.executed(&[]);
-    let key = space.records().keys().next().unwrap().clone();
-    let owner = r#"{"host": "elsewhere", "boot": "another machine", "pid": 1, "started": 1}"#;
-    for shift in ["+1d", "-1d"] {
-        let fresh = Space::of_commands("stages: {one: {run: \"echo x >out\", outputs: [out]}}\n");
-        assert_eq!(fresh.run(&["--shared-store", "verify"]).code, 0);
-        let lease = fresh.path(&format!(".siteline/leases/{key}"));
-        std::fs::create_dir_all(lease.parent().unwrap()).unwrap();
-        std::fs::write(&lease, owner).unwrap();
-        let mut command = std::process::Command::new("faketime");
-        command.args(["-f", shift]).arg(crate::space::siteline()).args(["run", "--plain"]).current_dir(fresh.root());
-        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(800));
-        assert!(child.try_wait().unwrap().is_none(), "{shift}: the lease was not respected");
-        std::fs::remove_file(&lease).unwrap();
-        let (said, _) = wait(child);
-        assert_eq!((said.code, said.executed().len()), (0, 1), "{shift}: {}", said.stderr);
-    }
 }
 
 #[test]

@@ -171,7 +171,7 @@ fn selections_that_cannot_be_carried_out_say_why() {
     space.edit("siteline.yaml", "where: site != held_out}\n", "where: centre != held_out}\n");
     let said = space.run(&["plan"]);
     assert_eq!(said.code, 2);
-    assert!(said.stderr.contains("train without more than 450000000 pairs of sites"), "{:.600}", said.stderr);
+    assert!(said.stderr.contains("train once for each of 449985000 pairs of sites"), "{:.600}", said.stderr);
 
     let space = choosing(ALL, EACH);
     space.edit("siteline.yaml", "where: site != held_out}\n", "where: site != held_out and not held_out == A}\n");

@@ -307,6 +307,13 @@ pub fn kill(signal: &str, pid: &str) {
     assert!(Command::new("kill").args([signal, pid]).status().unwrap().success(), "there is no process {pid}");
 }
 
+/// Where real images lie, if the folders that are wanted do.
+pub fn real_images(wanted: &[&str]) -> Option<PathBuf> {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data");
+    let data = PathBuf::from(std::env::var("SITELINE_TEST_DATA").unwrap_or_else(|_| default.to_owned()));
+    wanted.iter().all(|folder| data.join(folder).is_dir()).then_some(data)
+}
+
 /// Says loudly that a test did not run.
 pub fn skipped(why: &str) {
     eprintln!("SKIPPED: {why}");

@@ -169,12 +169,14 @@ fn every_verb_takes_patterns() {
     assert_eq!(space.run(&["run", "--plain", "--set", "stages.train.with.epochs=3"]).code, 0);
     let diff = space.run(&["diff", "--only", "train[held_out=B]"]).stdout;
     assert!(names(&diff) == 2 && diff.contains("~ train[method=erm,backbone=tiny,held_out=B,seed=0]"), "{diff}");
-    for verb in ["why", "log", "history", "status", "audit"] {
+    for verb in ["why", "log", "history", "status", "audit", "trace"] {
         let said = space.run(&[verb, "train[held_out=X]"]);
         assert!(said.code == 2 && said.stderr.contains("the values of `held_out` are"), "{verb}: {}", said.stderr);
     }
     assert_eq!(space.run(&["audit", "ingest"]).code, 2, "nothing that was asked for is a score");
     assert_eq!(space.run(&["diff", "--only", "nothing"]).code, 2);
+    let slip = space.run(&["trace", "trian[seed=0]"]);
+    assert!(slip.code == 2 && slip.stderr.contains("`train`"), "{}", slip.stderr);
 }
 
 fn vec_of(words: [&str; 4]) -> Vec<String> {
@@ -232,6 +234,6 @@ fn init_writes_a_project_that_runs() {
     assert_eq!(plan.code, 0, "{}", plan.stderr);
     let run = space.run(&["run", "-m", "mine/siteline.yaml", "--plain", "--set", "stages.train.with.epochs=1"]);
     assert_eq!(run.code, 0, "{}", run.stderr);
-    assert!(space.path("mine/results/my-study/report.html").exists());
+    assert!(space.path("mine/results/mine/report.html").exists());
     assert_eq!(space.run(&["init", "mine"]).code, 1, "nothing is overwritten");
 }

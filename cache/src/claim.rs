@@ -8,8 +8,8 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-use std::time::{Duration, SystemTime};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, futimens};
 use serde::{Deserialize, Serialize};
@@ -79,7 +79,7 @@ impl Owner {
         (self.host == host() && namespace(&self.boot) == namespace(boot_id())).then_some(false)
     }
 
-    /// `now` is the file system's.
+    /// `now` is the file system's; without it another machine's lease is taken to hold.
     fn lives(&self, lease: &Path, now: impl FnOnce() -> Option<SystemTime>) -> bool {
         self.runs().unwrap_or_else(|| {
             let renewed = fs::metadata(lease).and_then(|meta| meta.modified()).ok();
@@ -97,6 +97,8 @@ impl Owner {
 pub(crate) struct Leases {
     folder: PathBuf,
     own: OnceLock<Own>,
+    /// The file system's time, when it was last asked, and when that was.
+    asked: Mutex<Option<(SystemTime, Instant)>>,
 }
 
 /// The file that says whose the leases are.
@@ -116,7 +118,7 @@ impl Drop for Leases {
 
 impl Leases {
     pub(crate) fn new(folder: PathBuf) -> Self {
-        Self { folder, own: OnceLock::new() }
+        Self { folder, own: OnceLock::new(), asked: Mutex::default() }
     }
 
     fn own(&self) -> Result<&Own> {
@@ -145,11 +147,20 @@ impl Leases {
         File::open(path).and_then(|file| touch(&file)).map_err(StoreError::io("write", path))
     }
 
-    /// The file system's time.
+    /// The file system's time. It is asked now and then, by a file that is gone at once; nobody's clock is looked at in between, only
+    /// how much time has passed. `None` where nothing can be written.
     fn now(&self) -> Option<SystemTime> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((time, since)) = *asked
+            && since.elapsed() < STALE_AFTER / 10
+        {
+            return Some(time + since.elapsed());
+        }
         let file = tempfile::tempfile_in(&self.folder).ok()?;
         touch(&file).ok()?;
-        file.metadata().ok()?.modified().ok()
+        let time = file.metadata().ok()?.modified().ok()?;
+        *asked = Some((time, Instant::now()));
+        Some(time)
     }
 
     /// Tries to take the lease on `key`.

@@ -27,6 +27,8 @@ pub struct GcPlan {
     pub files: Vec<(PathBuf, u64)>,
     /// Folders of leftovers that go.
     pub folders: Vec<PathBuf>,
+    /// Runs that cannot be told of any more, on whose account everything is kept.
+    pub damaged_runs: Vec<PathBuf>,
 }
 
 impl GcPlan {
@@ -56,8 +58,8 @@ fn remove_tree(path: &Path) -> std::io::Result<()> {
 
 impl Store {
     /// Works out what can go. Kept are the records of each manifest's latest finished run, those that `keep` names, and whatever
-    /// they were made from. A store that knows of no finished run of a manifest, or not all that became of the latest, keeps all that it has of
-    /// that manifest.
+    /// they were made from. A store that knows of no finished run of a manifest, or not all that became of the latest,
+    /// keeps all that it has of that manifest; one with a damaged run keeps all.
     ///
     /// # Errors
     /// A store that cannot be read, or that a run is using.
@@ -76,8 +78,10 @@ impl Store {
                 latest.insert(run.manifest.clone(), self.results_of(&run).filter(known));
             }
         }
-        // What a damaged file says of a run is nothing to remove results by.
-        let told = |record: &&Record| latest.get(&record.manifest).is_some_and(Option::is_some);
+        // What a damaged file says of a run is nothing to remove results by, nor that it says nothing.
+        let damaged_runs = self.damaged_runs();
+        let told =
+            |record: &&Record| damaged_runs.is_empty() && latest.get(&record.manifest).is_some_and(Option::is_some);
         waiting.extend(records.values().filter(|record| !told(record)).map(|record| record.key));
         waiting.extend(latest.values().flatten().flatten());
         let mut kept = BTreeSet::new();
@@ -92,7 +96,7 @@ impl Store {
             .flat_map(|r| r.outputs.iter().map(|o| o.digest))
             .collect();
         let (stay, go): (Vec<Record>, Vec<Record>) = records.into_values().partition(|r| kept.contains(&r.key));
-        let mut plan = GcPlan { kept: stay, records: go, ..GcPlan::default() };
+        let mut plan = GcPlan { kept: stay, records: go, damaged_runs, ..GcPlan::default() };
         self.unnamed_objects(&named, &mut plan)?;
         self.leftovers(keep, &mut plan)?;
         Ok(plan)

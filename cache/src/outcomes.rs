@@ -86,15 +86,16 @@ fn write_line(lines: &mut Vec<u8>, outcome: &InstanceOutcome) {
     lines.push(b'\n');
 }
 
-/// Reads the outcomes in a run's folder, the last word on each instance, in the order of their names; and how many lines there
-/// were that hold.
-pub(crate) fn read(folder: &Path) -> (Vec<InstanceOutcome>, usize) {
+/// Reads the lines in a run's folder that hold.
+pub(crate) fn read(folder: &Path) -> Vec<InstanceOutcome> {
     let bytes = std::fs::read(folder.join(FILE)).unwrap_or_default();
     // The last line of a killed run may be torn, and one that is damaged says nothing of the others.
-    let lines: Vec<InstanceOutcome> =
-        bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
-    let count = lines.len();
+    bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+}
+
+/// The last word on each instance, in the order of their names.
+pub(crate) fn by_name(lines: Vec<InstanceOutcome>) -> Vec<InstanceOutcome> {
     let by_name: std::collections::BTreeMap<String, InstanceOutcome> =
         lines.into_iter().map(|outcome| (outcome.instance.clone(), outcome)).collect();
-    (by_name.into_values().collect(), count)
+    by_name.into_values().collect()
 }

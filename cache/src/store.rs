@@ -343,18 +343,24 @@ impl Store {
         runs::all(&self.root.join("runs"))
     }
 
+    /// Folders of runs whose own file does not hold.
+    pub(crate) fn damaged_runs(&self) -> Vec<PathBuf> {
+        runs::damaged(&self.root.join("runs"))
+    }
+
     /// What became of the instances of a run, as far as it got.
     pub fn outcomes(&self, run: &str) -> Vec<InstanceOutcome> {
-        crate::outcomes::read(&self.run_folder(run)).0
+        crate::outcomes::by_name(crate::outcomes::read(&self.run_folder(run)))
     }
 
     /// The keys of a run's results, if nothing of what tells of them is missing.
     pub(crate) fn results_of(&self, run: &RunRow) -> Option<Vec<Digest>> {
-        let (outcomes, lines) = crate::outcomes::read(&self.run_folder(&run.id));
+        // Every line counts, whatever it says of the name: one letter that is another makes two instances one.
+        let lines = crate::outcomes::read(&self.run_folder(&run.id));
         let has_result = |outcome: &&InstanceOutcome| ["executed", "cached"].contains(&outcome.outcome.as_str());
-        let whole = run.outcomes.is_none_or(|written| written == lines)
-            && outcomes.iter().filter(has_result).all(|outcome| outcome.key.is_some());
-        whole.then(|| outcomes.into_iter().filter_map(|outcome| outcome.key).collect())
+        let whole = run.outcomes.is_none_or(|written| written == lines.len())
+            && lines.iter().filter(has_result).all(|outcome| outcome.key.is_some());
+        whole.then(|| lines.into_iter().filter_map(|outcome| outcome.key).collect())
     }
 
     /// Makes the ledger's executions anew from the records and returns their number.

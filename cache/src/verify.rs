@@ -19,6 +19,8 @@ pub struct Verified {
     /// Records whose bytes are not those of their digest: the instance, where that can still be read. What they told of can be
     /// made anew, not known any more.
     pub damaged_records: Vec<Option<String>>,
+    /// Objects that no record names: their records are lost, or a run was killed before it wrote them.
+    pub unnamed: usize,
     /// Objects that are missing or altered.
     pub damage: Vec<Damage>,
 }
@@ -57,7 +59,9 @@ impl Store {
                 self.check_object(digest).map(|damage| damage.map_err(|d| Damage { made_by: instances(), ..d }))
             })
             .collect::<Result<_>>()?;
-        let mut verified = Verified { damaged_records: journal.damaged(), ..Verified::default() };
+        let damaged_records = journal.damaged();
+        let unnamed = self.all_objects()?.into_iter().filter(|digest| !named.contains_key(digest)).count();
+        let mut verified = Verified { damaged_records, unnamed, ..Verified::default() };
         if !verified.damaged_records.is_empty() && self.is_writable() {
             // It may hold copies of what is damaged, which would then count in one place and not in another.
             self.journal().forget_index()?;
@@ -72,6 +76,21 @@ impl Store {
             }
         }
         Ok(verified)
+    }
+
+    /// The digests by which objects are named.
+    fn all_objects(&self) -> Result<Vec<Digest>> {
+        let objects = self.objects();
+        let mut found = Vec::new();
+        for folder in fs::read_dir(&objects).map_err(StoreError::io("read", &objects))? {
+            let folder = folder.map_err(StoreError::io("read", &objects))?;
+            for entry in fs::read_dir(folder.path()).map_err(StoreError::io("read", &folder.path()))? {
+                let entry = entry.map_err(StoreError::io("read", &folder.path()))?;
+                let name = format!("{}{}", folder.file_name().to_string_lossy(), entry.file_name().to_string_lossy());
+                found.extend(name.parse::<Digest>().ok());
+            }
+        }
+        Ok(found)
     }
 
     /// Rehashes one object; an altered one is set aside.

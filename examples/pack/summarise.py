@@ -32,7 +32,7 @@ KIND = {
     # Only files that are named here can change the key.
     "inputs": [{"name": "tables", "role": "plain", "files": ["table.csv"], "many": True, "optional": False}],
     "sources": [],
-    "outputs": [{"path": "summary.json"}],
+    "outputs": [{"path": "summary.json", "purpose": "result"}],
     "resources": {"cpu": 1},
     "code": CODE,
 }

@@ -292,6 +292,9 @@ pub struct Stage {
     /// Files that a command writes, relative to its working directory; a name that ends in `/` is a folder.
     #[serde(default)]
     pub outputs: Vec<String>,
+    /// Of `outputs`, those for people: they appear in `results/NAME`.
+    #[serde(default)]
+    pub results: Vec<String>,
     /// Patterns of the files that a command is made of. Files that a Python file imports from the project are added.
     #[serde(default)]
     pub code: Vec<String>,

@@ -162,7 +162,7 @@ fn start(words: &[String]) -> Command {
 }
 
 /// A pack that has to load large libraries first is far below this.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(120);
+const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
 
 /// Tests do not wait that long.
 fn answers_within() -> Duration {

@@ -298,14 +298,24 @@ fn ranks(graph: &Graph) -> Vec<usize> {
     let ends = |node: &NodeIndex| graph.readers(*node).all(|reader| of(reader) > of(*node));
     let mut ends: Vec<NodeIndex> = graph.order.iter().copied().filter(ends).collect();
     ends.sort_by_key(|node| of(*node));
+    let mut depth = vec![0; round.len()];
+    for node in &graph.order {
+        depth[node.index()] = graph.reads(*node).map(|(_, needed)| depth[needed.index()] + 1).max().unwrap_or(0);
+    }
+    // What takes most steps comes first: with its scores a model is done with.
+    let needs = |node: NodeIndex| {
+        let mut needs: Vec<NodeIndex> = graph.reads(node).map(|(_, needed)| needed).collect();
+        needs.sort_by_key(|needed| std::cmp::Reverse(depth[needed.index()]));
+        needs.into_iter()
+    };
     // Whatever does not end its repetition is needed by something that does.
     let unseen = usize::MAX;
     let (mut ranks, mut next) = (vec![unseen; round.len()], 0);
     for end in ends {
-        let mut path = vec![(end, graph.reads(end))];
-        while let Some((node, needs)) = path.last_mut() {
-            match needs.find(|(_, needed)| ranks[needed.index()] == unseen) {
-                Some((_, needed)) => path.push((needed, graph.reads(needed))),
+        let mut path = vec![(end, needs(end))];
+        while let Some((node, left)) = path.last_mut() {
+            match left.find(|needed| ranks[needed.index()] == unseen) {
+                Some(needed) => path.push((needed, needs(needed))),
                 None => {
                     ranks[node.index()] = next;
                     next += 1;

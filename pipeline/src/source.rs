@@ -353,7 +353,10 @@ fn empty_hint(pattern: &Path) -> String {
                 .collect();
             let list: Vec<_> = endings.into_iter().collect();
             return match list.is_empty() {
-                true => format!("the folder {} has no files", known.display()),
+                true if text == "**" => {
+                    format!("`**` is for folders; files in them are `{}`", pattern.join("*").display())
+                }
+                true => format!("the folder {} has no files with an ending", known.display()),
                 false => format!("the folder {} has {}", known.display(), list.join(", ")),
             };
         }

@@ -1,6 +1,6 @@
 //! `siteline audit`
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -67,61 +67,94 @@ impl Audit {
             side
         };
         let chosen = leakage::chosen_by_oracle(planner.loaded, &planner.graph);
-        let (mut clean, mut marked, mut refused, mut open) = (0, 0, 0, 0);
+        let mut counts: BTreeMap<Verdict, usize> = BTreeMap::new();
         for Sides { scorer, trained, scored } in leakage::sides(planner.loaded, &planner.graph) {
             if !self.instances.is_empty() && !asked.contains(&scorer) {
                 continue;
             }
             let instance = &planner.graph.dag[scorer];
-            let (model, test) = (side(&trained), side(&scored));
-            let common_sites: Vec<_> = model.sites.intersection(&test.sites).cloned().collect();
-            let patients = model.patients.intersection(&test.patients).count();
-            let pixels = model.pixels.intersection(&test.pixels).count();
-            let verdict = if common_sites.is_empty() && patients == 0 && pixels == 0 {
-                if model.unknown + test.unknown > 0 {
-                    open += 1;
-                    "OPEN: not all sites are ingested yet"
-                } else {
-                    clean += 1;
-                    match chosen[scorer.index()] {
-                        true => "clean, but for the choice of the model: an oracle made it, and tables say so",
-                        false => "clean",
-                    }
-                }
-            } else if instance.in_domain {
-                marked += 1;
-                "in-domain, as the manifest says"
-            } else {
-                refused += 1;
-                "LEAKS"
-            };
-            println!("{}: {verdict}", instance.name);
-            let list = |sites: &BTreeSet<String>| sites.iter().cloned().collect::<Vec<_>>().join(", ");
-            println!(
-                "  trained on {} ({}, {})",
-                list(&model.sites),
-                count(model.images, "image"),
-                count(model.patients.len(), "patient")
-            );
-            println!(
-                "  scored on  {} ({}, {})",
-                list(&test.sites),
-                count(test.images, "image"),
-                count(test.patients.len(), "patient")
-            );
-            println!(
-                "  in common  {}, {patients} patients, {pixels} byte-identical images",
-                count(common_sites.len(), "site")
-            );
+            let shared = Shared::of(side(&trained), side(&scored));
+            let verdict = shared.verdict(instance.in_domain, chosen[scorer.index()]);
+            println!("{}: {}", instance.name, verdict.words());
+            shared.show();
+            *counts.entry(verdict).or_default() += 1;
         }
-        if clean + marked + refused + open == 0 && !self.instances.is_empty() {
+        if counts.is_empty() && !self.instances.is_empty() {
             let patterns = self.instances.join("`, `");
             return Err(CommandError::request(
                 format!("no instance that scores a model fits `{patterns}`"),
                 "name instances of the stage that evaluates".to_owned(),
             ));
         }
-        println!("\n{clean} clean, {marked} in-domain and marked so, {refused} leaking, {open} open.");
-        Ok(if refused + open == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+        let of = |verdict: Verdict| counts.get(&verdict).copied().unwrap_or(0);
+        let clean = of(Verdict::Clean) + of(Verdict::CleanButChosen);
+        let (leaking, open) = (of(Verdict::Leaks), of(Verdict::Open));
+        println!("\n{clean} clean, {} in-domain and marked so, {leaking} leaking, {open} open.", of(Verdict::InDomain));
+        Ok(if leaking + open == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    }
+}
+
+/// What is found of a score.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Verdict {
+    Clean,
+    CleanButChosen,
+    InDomain,
+    Leaks,
+    Open,
+}
+
+impl Verdict {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::CleanButChosen => "clean, but for the choice of the model: an oracle made it, and tables say so",
+            Self::InDomain => "in-domain, as the manifest says",
+            Self::Leaks => "LEAKS",
+            Self::Open => "OPEN: not all sites are ingested yet",
+        }
+    }
+}
+
+/// Both sides of a score, and what they have in common.
+struct Shared {
+    model: Side,
+    test: Side,
+    sites: usize,
+    patients: usize,
+    pixels: usize,
+}
+
+impl Shared {
+    fn of(model: Side, test: Side) -> Self {
+        let sites = model.sites.intersection(&test.sites).count();
+        let patients = model.patients.intersection(&test.patients).count();
+        let pixels = model.pixels.intersection(&test.pixels).count();
+        Self { model, test, sites, patients, pixels }
+    }
+
+    fn verdict(&self, in_domain: bool, chosen_by_oracle: bool) -> Verdict {
+        match self.sites + self.patients + self.pixels {
+            0 if self.model.unknown + self.test.unknown > 0 => Verdict::Open,
+            0 if chosen_by_oracle => Verdict::CleanButChosen,
+            0 => Verdict::Clean,
+            _ if in_domain => Verdict::InDomain,
+            _ => Verdict::Leaks,
+        }
+    }
+
+    fn show(&self) {
+        let of = |side: &Side| {
+            let sites = side.sites.iter().cloned().collect::<Vec<_>>().join(", ");
+            format!("{sites} ({}, {})", count(side.images, "image"), count(side.patients.len(), "patient"))
+        };
+        println!("  trained on {}", of(&self.model));
+        println!("  scored on  {}", of(&self.test));
+        println!(
+            "  in common  {}, {}, {}",
+            count(self.sites, "site"),
+            count(self.patients, "patient"),
+            count(self.pixels, "byte-identical image")
+        );
     }
 }

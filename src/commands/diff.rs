@@ -1,6 +1,6 @@
 //! `siteline diff`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -35,15 +35,19 @@ impl Diff {
         let name = &project.loaded.manifest.name;
         let runs: Vec<RunRow> = project.store.runs().into_iter().filter(|run| run.manifest == *name).collect();
         let (before, after) = (find(&runs, &self.before)?, find(&runs, &self.after)?);
-        println!("before  {} ({}): {}", before.id, before.state(), before.command);
-        println!("after   {} ({}): {}", after.id, after.state(), after.command);
         let only = self.only.iter().map(|text| pattern(text)).collect::<Result<Vec<_>, _>>()?;
         let (old, new) = (by_instance(&project.store, &before.id), by_instance(&project.store, &after.id));
+        let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        if let Some(idle) = only.iter().find(|only| !names.iter().any(|name| only.fits_name(name))) {
+            return Err(CommandError::request(
+                format!("neither run has an instance that fits `{idle}`"),
+                "`siteline plan -v` shows the instances of the manifest".to_owned(),
+            ));
+        }
+        println!("before  {} ({}): {}", before.id, before.state(), before.command);
+        println!("after   {} ({}): {}", after.id, after.state(), after.command);
         let mut same = 0;
-        let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-        let mut shown = 0;
         for instance in names.into_iter().filter(|name| only.is_empty() || only.iter().any(|o| o.fits_name(name))) {
-            shown += 1;
             match (old.get(instance), new.get(instance)) {
                 (Some(_), None) => println!("- {instance}"),
                 (None, Some(now)) => println!("+ {instance}  {}", now.outcome),
@@ -53,10 +57,6 @@ impl Diff {
                 (Some(was), Some(now)) => changed(&project.store, instance, was, now),
                 (None, None) => {}
             }
-        }
-        if shown == 0 && !only.is_empty() {
-            let patterns = self.only.join("`, `");
-            return Err(CommandError::request(format!("neither run has an instance that fits `{patterns}`"), None));
         }
         println!("{} the same.", count(same, "instance"));
         Ok(ExitCode::SUCCESS)

@@ -42,6 +42,12 @@ impl Gc {
             keys: current.collect(),
         };
         let plan = store.plan_gc(&keep)?;
+        for run in &plan.damaged_runs {
+            println!(
+                "  {} cannot be read, so no result is removed; remove it if nobody needs what it tells",
+                run.display()
+            );
+        }
         for record in &plan.records {
             println!("  {}  {}", record.key.short(), record.instance);
         }

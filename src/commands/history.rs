@@ -38,11 +38,29 @@ impl History {
     }
 }
 
+/// Runs in which an instance failed, the latest first, and why.
+fn failures(project: &Project, name: &str) -> Vec<(String, String)> {
+    let manifest = &project.loaded.manifest.name;
+    let runs = project.store.runs().into_iter().filter(|run| run.manifest == *manifest);
+    let of = |run: siteline_cache::RunRow| {
+        let outcomes = project.store.outcomes(&run.id).into_iter();
+        let mut failed = outcomes.filter(|outcome| outcome.instance == name && outcome.outcome == "failed");
+        failed.next().map(|outcome| (run.id, outcome.message.unwrap_or_default()))
+    };
+    runs.filter_map(of).collect()
+}
+
 /// Prints the executions of an instance, the latest first.
 fn executions(project: &Project, name: &str) -> Result<(), CommandError> {
     let executions = project.store.executions_of(&project.loaded.manifest.name, name)?;
+    let failed = failures(project, name);
+    for (run, message) in &failed {
+        println!("failed in run {run}: {message}");
+    }
     if executions.is_empty() {
-        println!("{name} was never executed in this store.");
+        if failed.is_empty() {
+            println!("{name} was never executed in this store.");
+        }
         return Ok(());
     }
     let records: Vec<_> = executions.iter().map(|execution| project.store.record(&execution.key)).collect();

@@ -31,6 +31,17 @@ const FILES: [(&str, &[u8]); 5] = [
 ];
 
 impl Init {
+    /// What the experiment is called: as its folder, as far as that can be a name.
+    fn name(&self) -> String {
+        let folder = std::path::absolute(&self.dir).ok();
+        let name =
+            folder.as_ref().and_then(|folder| folder.file_name()).map(|name| name.to_string_lossy().into_owned());
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let kept: String = name.unwrap_or_default().chars().filter(|c| plain(*c)).collect();
+        let kept = kept.trim_matches('.');
+        if kept.is_empty() { "my-study".to_owned() } else { kept.to_owned() }
+    }
+
     pub fn run(self, common: &Common) -> Outcome {
         if let Some((name, _)) = FILES.iter().find(|(name, _)| self.dir.join(name).exists()) {
             let path = self.dir.join(name);
@@ -42,12 +53,17 @@ impl Init {
             let path = self.dir.join(name);
             let folder = path.parent().unwrap_or(Path::new("."));
             std::fs::create_dir_all(folder).map_err(CommandError::file("create", folder))?;
+            let content = match std::str::from_utf8(content) {
+                // A name of its own, so that two projects may share a store.
+                Ok(text) if name == "siteline.yaml" => text.replacen("my-study", &self.name(), 1).into_bytes(),
+                _ => content.to_vec(),
+            };
             std::fs::write(&path, content).map_err(CommandError::file("write", &path))?;
         }
         phantoms::draw(&pack, &self.dir.join("sites.yaml"), &self.dir.join("data"), false)?;
         println!("A project is in {}. What to try next:", self.dir.display());
         if self.dir != Path::new(".") {
-            println!("  cd {}", self.dir.display());
+            println!("  cd '{}'", self.dir.display());
         }
         println!("  siteline plan     what would run");
         println!("  siteline run      run it; tables and a report appear in results/");

@@ -88,15 +88,13 @@ impl<'p> Logs<'p> {
 
     fn last(&self, name: &str) -> Result<Last, CommandError> {
         let store = &self.project.store;
-        for run in &self.runs {
+        for (run, outcomes) in self.runs.iter().zip(&self.outcomes) {
             // Found by its name, so that the log of a run that goes on, was killed or moved is found as well.
             let path = store.run_folder(&run.id).join(siteline_pipeline::run::log_name(name));
             if path.exists() {
                 return Ok(Last::Kept(path));
             }
-        }
-        // What prints nothing has no log; what became of it is known all the same.
-        for (run, outcomes) in self.runs.iter().zip(&self.outcomes) {
+            // What prints nothing has no log; what became of it is known all the same.
             let read = || store.outcomes(&run.id).into_iter().map(|o| (o.instance.clone(), o)).collect();
             let outcome = outcomes.get_or_init(read).get(name);
             if let Some(outcome) = outcome.filter(|o| ["executed", "failed"].contains(&o.outcome.as_str())) {

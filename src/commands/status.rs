@@ -36,7 +36,7 @@ impl Status {
         match runs.first() {
             None => println!("\n`{name}` was never run."),
             Some(last) => {
-                println!("\nLast of {}: {} ({})", count(runs.len(), "run"), last.id, last.state());
+                println!("\nLast of {}: {} ({}): {}", count(runs.len(), "run"), last.id, last.state(), last.command);
                 let outcomes = project.store.outcomes(&last.id);
                 let names: Option<BTreeSet<&str>> =
                     shown.as_ref().map(|shown| shown.iter().map(|n| planner.graph.dag[*n].name.as_str()).collect());

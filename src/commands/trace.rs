@@ -44,8 +44,9 @@ impl Trace {
         let project = Project::open(common, Access::Read)?;
         let mut planner = project.planner()?;
         let plan = planner.plan()?;
-        let stage = self.cell.split('[').next().unwrap_or_default();
-        if planner.loaded.manifest.stages.contains_key(stage) || (self.cell.contains('[') && stage.contains('*')) {
+        // A number's address has an axis and its value; `[axis=value]` will do as well.
+        let is_address = self.cell.contains('=') && (self.cell.starts_with('[') || !self.cell.contains('['));
+        if !is_address {
             return self.instances(&project, &planner, &plan);
         }
         let tables = find_tables(&planner, &plan)?;

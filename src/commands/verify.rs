@@ -39,7 +39,14 @@ impl Verify {
                 println!("  set aside as {}", path.display());
             }
         }
-        println!("{} hold ({:.1} MB).", count(verified.whole, "object"), verified.bytes as f64 / 1e6);
+        let hold = if verified.whole == 1 { "holds" } else { "hold" };
+        println!("{} {hold} ({:.1} MB).", count(verified.whole, "object"), verified.bytes as f64 / 1e6);
+        if verified.unnamed > 0 {
+            println!(
+                "{} that no record names: a run was killed before it wrote the record, or records are lost; `siteline gc` removes what nothing needs",
+                count(verified.unnamed, "object")
+            );
+        }
         for instance in &verified.damaged_records {
             match instance {
                 Some(instance) => {

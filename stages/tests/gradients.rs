@@ -174,7 +174,8 @@ fn what_methods_add() {
         (params.groupdro.eta, params.dann.width) = (0.0, 6);
         let method = method::build(name, &params, &store.root(), given).unwrap();
         let store = doubled(store);
-        if let Some(weights) = store.variables().get_mut("site_weights") {
+        if name == MethodName::GroupDro {
+            let mut weights = store.variables().remove("site_weights").unwrap();
             tch::no_grad(|| weights.copy_(&Tensor::from_slice(&[0.2f64, 0.5, 0.3])));
         }
         let total = |logits: &Tensor, dense: &Tensor, update: usize| {

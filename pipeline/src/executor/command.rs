@@ -345,20 +345,22 @@ impl<'j> Log<'j> {
 fn spoken(line: &str) -> Option<Reply> {
     let (word, rest) = line.strip_prefix("::")?.split_once(' ')?;
     let rest = rest.trim();
-    match word {
+    let unclear = || Reply::Log { warning: true, text: format!("`{line}` says nothing that could be kept") };
+    let spoken = match word {
         "progress" => {
             let (count, unit) = rest.split_once(' ').unwrap_or((rest, ""));
-            let (done, total) = count.split_once('/')?;
-            Some(Reply::Progress { done: done.parse().ok()?, total: total.parse().ok()?, unit: unit.to_owned() })
+            let number = |text: &str| text.parse().ok();
+            let counted = count.split_once('/').and_then(|(done, total)| Some((number(done)?, number(total)?)));
+            counted.map(|(done, total)| Reply::Progress { done, total, unit: unit.to_owned() })
         }
-        "metric" => {
-            let (name, value) = rest.rsplit_once([' ', '='])?;
-            let value: f64 = value.parse().ok()?;
-            value.is_finite().then(|| Reply::Metric { name: name.trim().to_owned(), value })
-        }
+        "metric" => rest.rsplit_once([' ', '=']).and_then(|(name, value)| {
+            let value = value.parse().ok().filter(|value: &f64| value.is_finite())?;
+            Some(Reply::Metric { name: name.trim().to_owned(), value })
+        }),
         "warning" => Some(Reply::Log { warning: true, text: rest.to_owned() }),
-        _ => None,
-    }
+        _ => return None,
+    };
+    Some(spoken.unwrap_or_else(unclear))
 }
 
 #[cfg(test)]
@@ -374,10 +376,9 @@ mod tests {
             matches!(spoken("::metric test dice 0.5"), Some(Reply::Metric { name, value }) if name == "test dice" && value == 0.5)
         );
         assert!(matches!(spoken("::metric dice=0.5"), Some(Reply::Metric { name, .. }) if name == "dice"));
-        assert!(
-            spoken("::metric dice nan").is_none()
-                && spoken("::progress many").is_none()
-                && spoken("std::move x").is_none()
-        );
+        for unclear in ["::metric dice nan", "::metric dice much", "::progress many"] {
+            assert!(matches!(spoken(unclear), Some(Reply::Log { warning: true, text }) if text.contains(unclear)));
+        }
+        assert!(spoken("std::move x").is_none() && spoken("::else x").is_none());
     }
 }

@@ -324,7 +324,7 @@ impl Workshop {
             let untouched = modified.is_ok_and(|time| time + CLOCK_STEP < started);
             let damaged = !untouched && self.store.check_object(&file.digest).map_or(true, |checked| checked.is_err());
             damaged.then(|| {
-                format!("it wrote to its input `{}`, which is set aside; run again to make it anew", file.path)
+                format!("it wrote to its input `{}`, which is set aside and made anew when it is next needed: a command writes to its own directory alone", file.path)
             })
         })
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 use super::load::as_node;
-use super::{AxisValue, Loaded, Stage, command, selection};
+use super::{AxisValue, CommandLine, Loaded, Stage, command, selection};
 use crate::diagnostic::{Diagnostic, suggest};
 use crate::pattern::Condition;
 use crate::protocol::{self, SourceFrom, StageKind};
@@ -211,6 +211,7 @@ impl Checker<'_> {
                 );
             }
         }
+        self.given_once(name, stage);
         self.needs(name, stage, kind);
         self.params(name, stage, kind);
         for (axis, from) in [("site", SourceFrom::Site), ("backbone", SourceFrom::Backbone)] {
@@ -232,6 +233,15 @@ impl Checker<'_> {
     fn execution(&mut self, name: &str, stage: &Stage) {
         let key = |entry: &str| self.loaded.tree.key_span(&["stages", name, entry]);
         if stage.run.is_some() {
+            let nothing = match &stage.run {
+                Some(CommandLine::Shell(text)) => text.trim().is_empty(),
+                Some(CommandLine::Words(words)) => words.first().is_none_or(String::is_empty),
+                None => false,
+            };
+            if nothing {
+                let hint = "a line for the shell, or a list of a program and its arguments".to_owned();
+                self.add(key("run"), format!("the command of the stage `{name}` is empty"), Some(hint));
+            }
             if stage.outputs.is_empty() {
                 let hint =
                     "name the files that the command writes: `outputs: [model.pt]`; one that ends in `/` is a folder";
@@ -240,6 +250,7 @@ impl Checker<'_> {
         } else {
             let given = [
                 ("outputs", !stage.outputs.is_empty()),
+                ("results", !stage.results.is_empty()),
                 ("code", !stage.code.is_empty()),
                 ("files", !stage.files.is_empty()),
                 ("env", !stage.env.is_empty()),
@@ -249,7 +260,23 @@ impl Checker<'_> {
                 self.add(key(entry), format!("`{entry}` is for stages that `run` a command"), Some(hint.into()));
             }
         }
+        if stage.run.is_some() {
+            for (index, path) in stage.results.iter().enumerate().filter(|(_, path)| !stage.outputs.contains(path)) {
+                let span = self.span(&["stages", name, "results", &index.to_string()]);
+                let hint = suggest(path, "its outputs are", stage.outputs.iter().map(String::as_str));
+                self.add(span, format!("the stage `{name}` has no output `{path}`"), Some(hint));
+            }
+        }
         for (index, path) in stage.outputs.iter().enumerate() {
+            let same = |other: &String| other.trim_end_matches('/') == path.trim_end_matches('/');
+            if stage.outputs[..index].iter().any(same) {
+                let span = self.span(&["stages", name, "outputs", &index.to_string()]);
+                self.add(span, format!("the output `{path}` is there twice"), Some("leave out one of them".into()));
+            } else if path.contains(['*', '?']) {
+                let span = self.span(&["stages", name, "outputs", &index.to_string()]);
+                let hint = "a name that ends in `/` is a folder with whatever is in it: `outputs: [plots/]`";
+                self.add(span, format!("the output `{path}` is a pattern"), Some(hint.into()));
+            }
             let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
             if path.contains("${") {
                 let span = self.span(&["stages", name, "outputs", &index.to_string()]);

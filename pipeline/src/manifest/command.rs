@@ -30,6 +30,10 @@ pub(super) fn kind(name: &str, stage: &Stage) -> StageKind {
         many: true,
         optional: false,
     };
+    let output = |path: &String| {
+        let purpose = if stage.results.contains(path) { Purpose::Result } else { Purpose::Data };
+        OutputSpec { path: path.clone(), purpose }
+    };
     let source = |which: &str| SourceSpec { name: which.to_owned(), from: SourceFrom::Stage(which.to_owned()) };
     StageKind {
         requires: Vec::new(),
@@ -38,7 +42,7 @@ pub(super) fn kind(name: &str, stage: &Stage) -> StageKind {
         params: json!({"type": "object"}),
         inputs: stage.needs.iter().map(input).collect(),
         sources: ["code", "files"].into_iter().map(source).collect(),
-        outputs: stage.outputs.iter().map(|path| OutputSpec { path: path.clone(), purpose: Purpose::Data }).collect(),
+        outputs: stage.outputs.iter().map(output).collect(),
         resources: Resources::default(),
         scales: false,
         code: CodeFingerprint::default(),

@@ -12,7 +12,7 @@
 //! | `train.oracle` | one a candidate and held-out site | oracle: the candidates on the held-out site |
 //! | `train.select` | one a held-out site | the candidate that was chosen; this is what others read |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use indexmap::IndexMap;
@@ -196,10 +196,10 @@ impl Spelling<'_> {
             }
             let tested = labels(held_out);
             // Each pair is one training at least.
-            let most = tested.len() as u128 * sites.len() as u128 / 2;
-            if most > MOST_INSTANCES {
+            let count = count_pairs(&tested, &sites);
+            if count > MOST_INSTANCES {
                 let message = format!(
-                    "leave-one-domain-out would train without more than {most} pairs of sites; {MOST_INSTANCES} is the most"
+                    "leave-one-domain-out would train once for each of {count} pairs of sites; {MOST_INSTANCES} is the most"
                 );
                 let hint = format!("leave out values of the axis `{held_out}`");
                 return Err(self.problem(&["selection", "protocol"], message, Some(hint)));
@@ -431,16 +431,30 @@ fn scoring(
     Stage { uses: Some("evaluate".to_owned()), per, when, needs, with, ..Stage::default() }
 }
 
+/// Every site, in order, and whether it is tested on.
+fn tested_or_not<'s>(held_out: &'s [String], sites: &'s [String]) -> Vec<(&'s String, bool)> {
+    let (tested, known): (HashSet<&String>, HashSet<&String>) = (held_out.iter().collect(), sites.iter().collect());
+    let own = sites.iter().map(|site| (site, tested.contains(site)));
+    own.chain(held_out.iter().filter(|site| !known.contains(site)).map(|site| (site, true))).collect()
+}
+
+/// How many [`pairs`] there are: all pairs of sites but those of two that are not tested on.
+fn count_pairs(held_out: &[String], sites: &[String]) -> u128 {
+    let all = tested_or_not(held_out, sites);
+    let of = |count: usize| count as u128 * (count as u128).saturating_sub(1) / 2;
+    of(all.len()) - of(all.iter().filter(|(_, tested)| !tested).count())
+}
+
 /// Every pair of a site that is tested on and any other site, each once.
 fn pairs(held_out: &[String], sites: &[String]) -> Vec<AxisValue> {
-    let mut all: Vec<&String> = sites.iter().collect();
-    all.extend(held_out.iter().filter(|site| !sites.contains(site)));
+    let all = tested_or_not(held_out, sites);
+    let tested: Vec<usize> = (0..all.len()).filter(|place| all[*place].1).collect();
     let mut found = Vec::new();
-    for (place, first) in all.iter().enumerate() {
-        for second in &all[place + 1..] {
-            if held_out.contains(first) || held_out.contains(second) {
-                found.push(AxisValue::Word(format!("{first}{JOINS}{second}")));
-            }
+    for (at, (first, is_tested)) in all.iter().enumerate() {
+        let mut pair = |other: usize| found.push(AxisValue::Word(format!("{first}{JOINS}{}", all[other].0)));
+        match is_tested {
+            true => (at + 1..all.len()).for_each(&mut pair),
+            false => tested[tested.partition_point(|place| *place <= at)..].iter().copied().for_each(&mut pair),
         }
     }
     found

@@ -38,7 +38,9 @@ impl Driver<'_, '_, '_> {
             Err(failure) => return self.attempt_failed(job.node, failure, Some(job.log_path)),
         };
         if let Some(changed) = guard::changed_source(self.store, &job.resolved) {
-            let message = format!("{changed} changed while it was read; what was made of it is not used; run again");
+            let message = format!(
+                "{changed} changed while it was read; what was made of it is not used; run again, unless the stage itself writes to it: what it makes belongs into `outputs`, and `--sandbox` keeps it from writing elsewhere"
+            );
             return self.fail(job.node, message, Some(job.log_path));
         }
         job.environment.extend(made.environment);
@@ -102,7 +104,10 @@ impl Driver<'_, '_, '_> {
             Ok(published) => published,
             Err(message) => {
                 // Its readers may be at work on it; without its record none of theirs would hold.
-                return self.fail(waited.node, format!("its result cannot be kept: {message}"), Some(waited.log_path));
+                let gone = committed.record.outputs.iter().any(|output| !self.store.is_there(output));
+                let why =
+                    if gone { "an instance that reads it wrote to it, and it is set aside" } else { message.as_str() };
+                return self.fail(waited.node, format!("its result cannot be kept: {why}"), Some(waited.log_path));
             }
         };
         if let Published::Differs { .. } = published {

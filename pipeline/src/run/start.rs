@@ -5,6 +5,7 @@ use crate::executor::command;
 use crate::executor::work_dir::{self, Layout, Workshop};
 use crate::manifest;
 use crate::pack::Home;
+use crate::printable::on_one_line;
 use crate::protocol::{Point, RunInput, RunRequest};
 
 impl Driver<'_, '_, '_> {
@@ -91,7 +92,7 @@ impl Driver<'_, '_, '_> {
         self.not_before.insert(node, Instant::now() + TICK);
         self.store.refresh()?;
         if self.held_elsewhere.insert(node) && *owner != Owner::this_process() {
-            let owner = format!("process {} on {}", owner.pid, owner.host);
+            let owner = format!("process {} on {}", owner.pid, on_one_line(&owner.host));
             let instance = self.name(node);
             (self.tell)(Event::WaitsForRun { instance, owner });
         }
@@ -204,7 +205,7 @@ impl Driver<'_, '_, '_> {
         let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
         let words = match &params["command"] {
             serde_json::Value::Array(words) => words.iter().filter_map(text).collect(),
-            line => vec!["/bin/sh".to_owned(), "-ec".to_owned(), text(line).unwrap_or_default()],
+            line => shell(text(line).unwrap_or_default()),
         };
         let env = params.get("env").and_then(|env| env.as_object());
         let with =
@@ -262,4 +263,13 @@ impl Driver<'_, '_, '_> {
         self.crew.carry_out(move || command.carry_out());
         Ok(())
     }
+}
+
+/// The words that have a shell carry out a line and stop at the first command that fails. A plain shell looks at the last command of a
+/// pipe alone; where there is a pipe, and bash to look at all of it, bash does the work, with `echo` as a plain shell has it.
+fn shell(line: String) -> Vec<String> {
+    const BASH: &str = "/bin/bash";
+    let pipes = line.replace("||", "").contains('|') && std::path::Path::new(BASH).exists();
+    let front: &[&str] = if pipes { &[BASH, "-o", "pipefail", "-O", "xpg_echo", "-ec"] } else { &["/bin/sh", "-ec"] };
+    front.iter().map(|word| (*word).to_owned()).chain([line]).collect()
 }

@@ -19,7 +19,7 @@ texts = {
     "Темная область", "暗い照明の息肉", "مخاط", "emoji 🙂 and 👩‍⚕️", "µm², 37 °C, ±5 %", "a_b __init__ #1 @home !!! ??? <br/> [x]",
     "&amp;lt; 5 mm &quot;flat&quot; &eacute;", "antidisestablishmentarianism pneumonoultramicroscopicsilicovolcanoconiosis",
     "'s 't're 'round 'll", "e\u0301 as two characters", "half\u00a0space and \u3000wide space", "0123456789 1,000,000",
-    "the lesion’s “edge” and ‘rim’",
+    "the lesion’s “edge” and ‘rim’", "patient&rsquo;s &ldquo;edge&rdquo; e&#769;", "the patientʼs", "a < b &rsquo; c",
 }
 for path in sorted((here.parent.parent.parent / "manifests/prompts").glob("*.yaml")):
     prompts = yaml.safe_load(path.read_text())

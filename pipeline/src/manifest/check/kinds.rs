@@ -1,6 +1,6 @@
 //! What stages ask of each other, as far as their kinds decide it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Checker;
 use crate::diagnostic::suggest;
@@ -47,6 +47,38 @@ impl Checker<'_> {
                     self.add(span, format!("no stage that is repeated per `{axis}` takes `{param}`"), Some(hint));
                 }
             }
+        }
+    }
+
+    /// What sets a parameter of a stage must be one thing: an axis of that name, or one group.
+    pub(super) fn given_once(&mut self, name: &str, stage: &Stage) {
+        let axes = self.axes.clone();
+        let mut given: BTreeMap<String, &String> = BTreeMap::new();
+        for (index, axis) in stage.per.iter().enumerate() {
+            if stage.per[..index].contains(axis) {
+                let span = self.span(&["stages", name, "per", &index.to_string()]);
+                self.add(span, format!("the axis `{axis}` is there twice"), Some("leave out one of them".into()));
+                continue;
+            }
+            let mut own: BTreeSet<String> = BTreeSet::new();
+            for (place, value) in axes.get(axis).into_iter().flatten().enumerate() {
+                let AxisValue::Group(group) = value else { continue };
+                for param in group.with.keys() {
+                    let by_axis = stage.per.contains(param).then(|| format!("the axis `{param}`"));
+                    let by_group = given.get(param).map(|other| format!("a group of the axis `{other}`"));
+                    if let Some(other) = by_axis.or(by_group) {
+                        let span = self.loaded.tree.key_span(&["axes", axis, &place.to_string(), param]);
+                        let message = format!("`{param}` is given to the stage `{name}` by {other} as well");
+                        self.add(
+                            span,
+                            message,
+                            Some("each parameter has one place in a sweep: leave it out of one".into()),
+                        );
+                    }
+                    own.insert(param.clone());
+                }
+            }
+            given.extend(own.into_iter().map(|param| (param, axis)));
         }
     }
 

@@ -43,11 +43,13 @@ impl Tokenizer {
         // and lower-cases; the crate's encoder does the last. The rest of what its authors' `ftfy` mends, text that was decoded
         // wrongly above all, is left as it is.
         let straight = |c: char| match c {
-            '\u{2018}'..='\u{201b}' => '\'',
+            '\u{2bc}' | '\u{2018}'..='\u{201b}' => '\'',
             '\u{201c}'..='\u{201f}' => '"',
             other => other,
         };
-        let composed: String = text.nfc().map(straight).collect();
+        // What looks like HTML keeps its entities until they are read for good.
+        let read = if text.contains('<') { text.into() } else { html_escape::decode_html_entities(text) };
+        let composed: String = read.nfc().map(straight).collect();
         let once = html_escape::decode_html_entities(&composed);
         let plain = html_escape::decode_html_entities(&once);
         let clean = plain.split_whitespace().collect::<Vec<_>>().join(" ");
