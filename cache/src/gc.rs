@@ -129,19 +129,28 @@ impl Store {
     }
 
     fn unnamed_objects(&self, named: &BTreeSet<Digest>, plan: &mut GcPlan) -> Result<()> {
+        for (name, file) in self.object_files()? {
+            if !name.parse().is_ok_and(|digest: Digest| named.contains(&digest)) {
+                plan.files.push((file.path(), file.metadata().map(|m| m.len()).unwrap_or(0)));
+            }
+        }
+        plan.files.sort();
+        Ok(())
+    }
+
+    /// The files among the objects, each with what should be its digest.
+    pub(crate) fn object_files(&self) -> Result<Vec<(String, fs::DirEntry)>> {
         let objects = self.objects();
+        let mut files = Vec::new();
         for folder in fs::read_dir(&objects).map_err(StoreError::io("read", &objects))? {
             let folder = folder.map_err(StoreError::io("read", &objects))?;
             for entry in fs::read_dir(folder.path()).map_err(StoreError::io("read", &folder.path()))? {
                 let entry = entry.map_err(StoreError::io("read", &folder.path()))?;
                 let name = format!("{}{}", folder.file_name().to_string_lossy(), entry.file_name().to_string_lossy());
-                if !name.parse().is_ok_and(|digest: Digest| named.contains(&digest)) {
-                    plan.files.push((entry.path(), entry.metadata().map(|m| m.len()).unwrap_or(0)));
-                }
+                files.push((name, entry));
             }
         }
-        plan.files.sort();
-        Ok(())
+        Ok(files)
     }
 
     /// Removes what `plan` lists: records first, so that no record ever names a missing object. What stays of the journals

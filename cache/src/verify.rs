@@ -60,7 +60,9 @@ impl Store {
             })
             .collect::<Result<_>>()?;
         let damaged_records = journal.damaged();
-        let unnamed = self.all_objects()?.into_iter().filter(|digest| !named.contains_key(digest)).count();
+        let is_unnamed =
+            |(name, _): &(String, _)| name.parse().is_ok_and(|digest: Digest| !named.contains_key(&digest));
+        let unnamed = self.object_files()?.iter().filter(|file| is_unnamed(file)).count();
         let mut verified = Verified { damaged_records, unnamed, ..Verified::default() };
         if !verified.damaged_records.is_empty() && self.is_writable() {
             // It may hold copies of what is damaged, which would then count in one place and not in another.
@@ -76,21 +78,6 @@ impl Store {
             }
         }
         Ok(verified)
-    }
-
-    /// The digests by which objects are named.
-    fn all_objects(&self) -> Result<Vec<Digest>> {
-        let objects = self.objects();
-        let mut found = Vec::new();
-        for folder in fs::read_dir(&objects).map_err(StoreError::io("read", &objects))? {
-            let folder = folder.map_err(StoreError::io("read", &objects))?;
-            for entry in fs::read_dir(folder.path()).map_err(StoreError::io("read", &folder.path()))? {
-                let entry = entry.map_err(StoreError::io("read", &folder.path()))?;
-                let name = format!("{}{}", folder.file_name().to_string_lossy(), entry.file_name().to_string_lossy());
-                found.extend(name.parse::<Digest>().ok());
-            }
-        }
-        Ok(found)
     }
 
     /// Rehashes one object; an altered one is set aside.
