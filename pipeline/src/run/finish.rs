@@ -105,9 +105,9 @@ impl Driver<'_, '_, '_> {
             Err(message) => {
                 // Its readers may be at work on it; without its record none of theirs would hold.
                 let gone = committed.record.outputs.iter().any(|output| !self.store.is_there(output));
-                let why =
-                    if gone { "an instance that reads it wrote to it, and it is set aside" } else { message.as_str() };
-                return self.fail(waited.node, format!("its result cannot be kept: {why}"), Some(waited.log_path));
+                let hint = if gone { "; it is gone: does an instance that reads it write to it?" } else { "" };
+                let message = format!("its result cannot be kept: {message}{hint}");
+                return self.fail(waited.node, message, Some(waited.log_path));
             }
         };
         if let Published::Differs { .. } = published {
