@@ -1,5 +1,6 @@
 //! `siteline history`
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -27,34 +28,38 @@ impl History {
         let project = Project::open(common, Access::Read)?;
         let planner = project.planner()?;
         let found = find_instances(&planner, &self.instances)?;
+        let failures = failures(&project);
         for (place, node) in found.iter().enumerate() {
             let name = &planner.graph.dag[*node].name;
             if found.len() > 1 {
                 println!("{}{name}", if place > 0 { "\n" } else { "" });
             }
-            executions(&project, name)?;
+            executions(&project, &failures, name)?;
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Runs in which an instance failed, the latest first, and why.
-fn failures(project: &Project, name: &str) -> Vec<(String, String)> {
+/// By instance: the runs in which it failed, the latest first, and why.
+type Failures = HashMap<String, Vec<(String, String)>>;
+
+fn failures(project: &Project) -> Failures {
+    let mut found = Failures::new();
     let manifest = &project.loaded.manifest.name;
-    let runs = project.store.runs().into_iter().filter(|run| run.manifest == *manifest);
-    let of = |run: siteline_cache::RunRow| {
-        let outcomes = project.store.outcomes(&run.id).into_iter();
-        let mut failed = outcomes.filter(|outcome| outcome.instance == name && outcome.outcome == "failed");
-        failed.next().map(|outcome| (run.id, outcome.message.unwrap_or_default()))
-    };
-    runs.filter_map(of).collect()
+    for run in project.store.runs().into_iter().filter(|run| run.manifest == *manifest) {
+        for outcome in project.store.outcomes(&run.id).into_iter().filter(|outcome| outcome.outcome == "failed") {
+            let message = outcome.message.unwrap_or_default();
+            found.entry(outcome.instance).or_default().push((run.id.clone(), message));
+        }
+    }
+    found
 }
 
 /// Prints the executions of an instance, the latest first.
-fn executions(project: &Project, name: &str) -> Result<(), CommandError> {
+fn executions(project: &Project, failures: &Failures, name: &str) -> Result<(), CommandError> {
     let executions = project.store.executions_of(&project.loaded.manifest.name, name)?;
-    let failed = failures(project, name);
-    for (run, message) in &failed {
+    let failed = failures.get(name).map(Vec::as_slice).unwrap_or_default();
+    for (run, message) in failed {
         println!("failed in run {run}: {message}");
     }
     if executions.is_empty() {
