@@ -247,18 +247,12 @@ fn every_variant_of_the_intervention() {
 #[test]
 fn causalclipseg() {
     let config = ClipConfig {
-        embed_dim: 64,
         image_size: 64,
         patch_size: 32,
         vision_width: 4,
         vision_layers: 4,
         resnet: Some([1, 1, 1, 1]),
-        vision_head_width: 64,
-        context_length: 8,
-        vocab_size: 4,
-        text_width: 64,
-        text_layers: 1,
-        activation: Activation::QuickGelu,
+        ..small_clip()
     };
     let store = nn::VarStore::new(Device::Cpu);
     let network = CausalClipSeg::new(&store.root(), &config).unwrap();
