@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use siteline_cache::{InstanceOutcome, Store};
 use siteline_pipeline::NodeIndex;
 use siteline_pipeline::leakage;
@@ -15,18 +17,25 @@ const COLUMNS: &str = "held_out";
 const OVER: &str = "seed";
 
 /// A table of scores, some of which may be missing.
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Partial {
+    /// The metric that stands for a score; empty before the first is in.
     metric: String,
+    /// The columns, in the manifest's order.
     columns: Vec<String>,
+    /// Cells by row and column; what the sweep excludes has none.
     rows: BTreeMap<String, BTreeMap<String, Cell>>,
     /// The row and the column of each instance that scores.
+    #[serde(skip)]
     places: BTreeMap<String, (String, String)>,
 }
 
 /// Scores by instance, and why others are not there.
-#[derive(Default)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 struct Cell {
+    /// The scores that are in, by instance.
     values: BTreeMap<String, f64>,
+    /// Why others are not, by instance: `waiting`, `failed`, `blocked`, `not selected`.
     missing: BTreeMap<String, &'static str>,
 }
 

@@ -91,10 +91,15 @@ pub fn open_pack(common: &Common) -> Result<Pack, CommandError> {
 
 /// The folder of the project here, or this folder where there is none.
 pub fn project_folder(common: &Common) -> Result<PathBuf, CommandError> {
-    let Some(manifest) = common.manifest.clone().or_else(|| find_manifest().ok()) else {
+    let Some(manifest) = manifest_path(common) else {
         return std::env::current_dir().map_err(CommandError::file("read", Path::new(".")));
     };
     Ok(manifest::load(&manifest, &[], &open_pack(common)?)?.root)
+}
+
+/// The manifest that the options name, or the one here or above, if there is one.
+pub fn manifest_path(common: &Common) -> Option<PathBuf> {
+    common.manifest.clone().or_else(|| find_manifest().ok())
 }
 
 fn find_manifest() -> Result<PathBuf, CommandError> {

@@ -308,6 +308,10 @@ fn a_store_that_cannot_be_written_is_named() {
     // A plan changes nothing on disk, so it needs no store.
     assert_eq!(space.run(&["plan", "--store", "/proc/siteline-store"]).code, 0);
     assert!(!space.path(".siteline").exists());
+    // One that is there and cannot be entered is no empty one.
+    space.write("file", "no folder");
+    let said = space.run(&["status", "--store", "file"]);
+    assert!(said.code == 1 && said.stderr.contains("failed to read"), "{}{}", said.stdout, said.stderr);
 }
 
 #[test]

@@ -240,8 +240,29 @@ fn commands_and_groups_that_contradict_themselves_are_refused() {
     refused(&stage(z, "run: [], outputs: [o]"), "4:", "the command of the stage `a` is empty");
     refused(&stage(z, "run: '', outputs: [o]"), "4:", "the command of the stage `a` is empty");
     refused(&stage(z, "run: echo >o, outputs: [o], results: [p]"), "4:", "the stage `a` has no output `p`");
+    refused(&stage(z, "run: echo >o, outputs: [o], timeout: 0s"), "4:", "nothing ends within no time");
+    refused(&stage(z, "run: echo >o, outputs: [o], timeout: 20"), "4:", "`timeout` must be a text, not 20");
+    refused(&stage(z, "run: echo >o, outputs: [o], env: {N: 4}"), "4:", "write it in quotation marks: `\"4\"`");
+    refused(&stage(z, "run: echo >o, outputs: [o], env: {A B: x}"), "4:", "\"A B\" cannot be the name of a variable");
+    refused(&stage("z: []", "run: echo >o, per: [z], outputs: [o]"), "3:", "the axis `z` has no values");
+    refused(&stage("z: 0", "run: echo >o, per: [z], outputs: [o]"), "3:", "write it as a list: `[0]`");
+    refused(&stage("z: [true]", "run: echo >o, per: [z], outputs: [o]"), "3:", "`z` must be a whole number");
+    refused(&stage("z: [.nan]", "run: echo >o, per: [z], outputs: [o]"), "3:", "a number must be finite");
+    let needs = "axes: {x: [1, 2], y: [2, 3]}\nstages:\n  a: {run: echo >o, per: [x], outputs: [o]}\n  b: {run: echo >o, per: [y], needs: {i: {stage: a, where: x == y}}, outputs: [o]}\n";
+    refused(needs, "6:", "`3` of the axis `y` is no value of `x`: `1`, `2`");
+    let all = "siteline: 1\nname: study\naxes: {z: [1]}\nexclude: [z == 1]\nstages: {a: {run: echo >o, per: [z], outputs: [o]}}\n";
+    let space = Space::of_commands("stages: {}");
+    space.write("siteline.yaml", all);
+    let said = space.run(&["run", "--plain"]);
+    assert!(said.code != 0 && said.stderr.contains("no stage has an instance"), "{}{}", said.stdout, said.stderr);
     // What the command line changes is not to be seen in the file.
     let space = Space::of_commands(&stage(z, "run: echo >o, outputs: [o]"));
+    for (pattern, message) in
+        [("a[z=1]x", "`x` does not belong behind the bracket"), ("a[z=1,z=2]", "give two patterns")]
+    {
+        let said = space.run(&["plan", "--only", pattern]);
+        assert!(said.code == 2 && said.stderr.contains(message), "{pattern}: {}", said.stderr);
+    }
     let said = space.run(&["plan", "--set", "stages.b.with.x=1"]);
     assert!(said.code == 2 && said.stderr.contains("changed by `--set stages.b.with.x=1`"), "{}", said.stderr);
 }
@@ -249,12 +270,8 @@ fn commands_and_groups_that_contradict_themselves_are_refused() {
 /// Every manifest of the repository can be planned; those of real images where these are.
 #[test]
 fn the_shipped_manifests_can_be_planned() {
-    let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let space = Space::of_commands("");
-    for folder in ["manifests", "weights"] {
-        let copied = std::process::Command::new("cp").arg("-r").arg(repository.join(folder)).arg(space.root()).status();
-        assert!(copied.unwrap().success());
-    }
+    space.bring(&["manifests", "weights"]);
     for (sites, out) in [("demo-sites", "demo/sites"), ("planted-sites", "demo/planted")] {
         let said = space.run(&["phantoms", &format!("manifests/{sites}.yaml"), "--out", out]);
         assert_eq!(said.code, 0, "{}", said.stderr);

@@ -87,68 +87,6 @@ fn only_except_and_from_choose_what_runs() {
     assert!(wrong.stderr.contains("the values of `seed` are: `0`, `1`"), "{}", wrong.stderr);
 }
 
-/// Holds each value to a schema. A validator in Rust would have the whole workspace built once more with other features.
-fn fit(space: &Space, schema: &serde_json::Value, values: &[serde_json::Value]) {
-    let Some(python) = std::env::var_os("SITELINE_TEST_PYTHON") else {
-        return crate::space::skipped("no Python with jsonschema: JSON is not held to its schemas");
-    };
-    space.write("schema.json", schema.to_string());
-    space.write("values.json", serde_json::Value::from(values).to_string());
-    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/fit_schema.py");
-    let files = [space.path("schema.json"), space.path("values.json")];
-    let output = std::process::Command::new(python).arg(script).args(files).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn schema(space: &Space, which: &str) -> serde_json::Value {
-    serde_json::from_str(&space.run(&["schema", which]).stdout).unwrap()
-}
-
-/// A run in which nearly everything happens that can, and one of two runs at once that waits for the other.
-#[test]
-fn events_summaries_and_plans_are_json_that_fits_its_schema() {
-    let space = crate::packs::space(
-        "  fine: {uses: odd}\n  tells: {run: \"echo ::progress 1/2 parts; echo ::metric m 1; echo ::warning w; echo x >out\", outputs: [out]}\n  slow: {run: \"sleep 2; echo x >out\", outputs: [out]}\n  bad: {uses: odd, with: {how: segv}, retry: {attempts: 2, backoff: 1s}}\n  behind: {run: echo >out, needs: {x: bad}, outputs: [out]}\n",
-    );
-    let plan: serde_json::Value = serde_json::from_str(&space.run(&["plan", "--json"]).stdout).unwrap();
-    fit(&space, &schema(&space, "--plan"), &[plan]);
-    let start = || {
-        let mut command = space.command(&["run", "--json", "-j", "2"]);
-        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
-    };
-    let both = [start(), start()].map(|child| Said::from(child.wait_with_output().unwrap()));
-    let events: Vec<serde_json::Value> =
-        both.iter().flat_map(|said| said.stdout.lines()).map(|line| serde_json::from_str(line).unwrap()).collect();
-    fit(&space, &schema(&space, "--events"), &events);
-    let seen: std::collections::BTreeSet<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
-    for kind in [
-        "began",
-        "started",
-        "finished",
-        "failed",
-        "retries",
-        "blocked",
-        "warning",
-        "progress",
-        "waits-for-run",
-        "ended",
-    ] {
-        assert!(seen.contains(kind), "no `{kind}` among {seen:?}");
-    }
-    let summaries: Vec<serde_json::Value> = std::fs::read_dir(space.path(".siteline/runs"))
-        .unwrap()
-        .map(|run| std::fs::read_to_string(run.unwrap().path().join("summary.json")).unwrap())
-        .map(|text| serde_json::from_str(&text).unwrap())
-        .collect();
-    assert_eq!(summaries.len(), 2);
-    fit(&space, &schema(&space, "--summary"), &summaries);
-    let plan: serde_json::Value = serde_json::from_str(&space.run(&["plan", "--json"]).stdout).unwrap();
-    fit(&space, &schema(&space, "--plan"), std::slice::from_ref(&plan));
-    let states: std::collections::BTreeSet<&str> =
-        plan["instances"].as_array().unwrap().iter().map(|i| i["state"].as_str().unwrap()).collect();
-    assert_eq!(states, std::collections::BTreeSet::from(["cached", "run", "wait"]));
-}
-
 /// Every cell that is not there says why, and so does one that is half there.
 #[test]
 fn every_blank_cell_has_a_cause() {
@@ -248,7 +186,7 @@ fn editors_know_every_key() {
     assert!(silent.is_empty(), "no description of {silent:?}");
     let manifest =
         |train: serde_json::Value| serde_json::json!({"siteline": 1, "name": "x", "stages": {"train": train}});
-    fit(
+    crate::json::fit(
         &space,
         &schema,
         &[manifest(serde_json::json!({"uses": "train", "with": {"epochs": 3, "mcdrl": {"alpha": 0.5}}}))],
@@ -280,6 +218,21 @@ fn a_manifest_is_checked_for_what_it_never_uses() {
     }
     assert!(said.stderr.contains("warning") && said.stderr.contains("siteline.yaml:3:"), "{}", said.stderr);
     assert_eq!(space.run(&["check-manifest", "--strict"]).code, 1);
+    // Programs and data that a command names and does not declare.
+    let space = Space::of_commands("stages: {}");
+    let (absolute, root) = (space.path("data/c.csv"), space.root().display());
+    for name in ["scripts/fit.py", "data/a.csv", "data/b.csv", "data/c.csv"] {
+        space.write(name, "x");
+    }
+    let run = format!("python3 scripts/fit.py --first=data/a.csv ./data/b.csv {} out", absolute.display());
+    let manifest = format!(
+        "siteline: 1\nname: study\nstages: {{fit: {{run: \"{run}\", code: [\"scripts/*.py\"], files: [\"data/a.csv\"], outputs: [out]}}}}\n"
+    );
+    space.write("siteline.yaml", manifest);
+    let said = space.run(&["check-manifest"]).stderr;
+    assert!(said.contains("`./data/b.csv` is a file of the project that `fit` does not declare"), "{said}");
+    assert!(said.contains(&format!("`{root}/data/c.csv` is a file")) && said.contains("not noticed"), "{said}");
+    assert!(!said.contains("`scripts/fit.py` is") && !said.contains("data/a.csv` is"), "{said}");
 }
 
 #[test]
@@ -474,4 +427,59 @@ fn the_table_so_far_is_on_the_screen() {
     let text = screen(&["run", "--set", "stages.train.with.epochs=8"]).unwrap();
     let told = text.split("about ").skip(1).any(|rest| rest.split(' ').nth(2).is_some_and(|word| word == "left"));
     assert!(told && text.contains("cached"), "{text}");
+}
+
+/// A log is followed from before its instance starts until it has ended, and `status` names it meanwhile.
+#[test]
+fn a_log_is_followed_and_status_tells_what_is_at_work() {
+    let space = Space::of_commands(
+        "stages:\n  first: {run: \"sleep 0.5; echo >out\", outputs: [out]}\n  slow: {run: \"for i in 1 2 3; do echo line $i; sleep 0.5; done; test -e go || sleep 2; echo >out\", needs: {first: first}, outputs: [out]}\n",
+    );
+    let spawn = |words: &[&str]| {
+        let mut command = space.command(words);
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let run = spawn(&["run", "--plain"]);
+    while !space.path(".siteline/runs").exists() || space.run(&["status"]).stdout.contains("never run") {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let follows = spawn(&["log", "-f", "slow"]);
+    let mut at_work = std::collections::BTreeSet::new();
+    while space.run(&["status"]).stdout.contains("(running)") {
+        let status: serde_json::Value = serde_json::from_str(&space.run(&["status", "--json"]).stdout).unwrap();
+        at_work.extend(status["at_work"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()));
+    }
+    assert!(at_work.contains("slow"), "{at_work:?}");
+    let followed = Said::from(follows.wait_with_output().unwrap());
+    assert_eq!(followed.code, 0, "{}", followed.stderr);
+    assert!(followed.stdout.contains("line 1\nline 2\nline 3\n"), "{}", followed.stdout);
+    assert!(followed.stderr.contains("[executed in "), "{}", followed.stderr);
+    assert!(run.wait_with_output().unwrap().status.success());
+    assert_eq!(space.run(&["log", "-f", "*"]).code, 2);
+}
+
+/// What a run could not make anew is said to be old, what ran on purpose is in the history, and lists of differences end.
+#[test]
+fn old_results_repeated_runs_and_long_lists_are_told() {
+    let space = Space::of_commands(
+        "axes: {n: [1]}\nstages:\n  fit: {run: \"test ! -e bad; cat files/* >out\", per: [n], files: [files/*], outputs: [out], results: [out], resources: {cpu: 1000}}\n",
+    );
+    for index in 0..40 {
+        space.write(&format!("files/{index:02}"), "1");
+    }
+    let said = space.run(&["run", "--plain"]);
+    assert!(said.stderr.contains("`fit` asks for 1000 CPU slots"), "{}", said.stderr);
+    assert!(!said.stdout.contains("earlier run"), "{}", said.stdout);
+    assert_eq!(space.run(&["run", "--plain", "--force"]).code, 0);
+    let history = space.run(&["history", "fit"]).stdout;
+    assert!(history.contains("executed once more in run") && history.matches("took").count() == 1, "{history}");
+    for index in 0..40 {
+        space.write(&format!("files/{index:02}"), "2");
+    }
+    space.edit("siteline.yaml", "test ! -e bad", "exit 3");
+    let why = space.run(&["why", "fit"]).stdout;
+    assert!(why.lines().count() == 22 && why.contains("more differences (`-v` shows all)"), "{why}");
+    assert_eq!(space.run(&["why", "-v", "fit"]).stdout.lines().count(), 42);
+    let said = space.run(&["run", "--plain"]);
+    assert!(said.code == 1 && said.stdout.contains("Still of an earlier run: "), "{}", said.stdout);
 }

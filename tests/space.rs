@@ -104,6 +104,14 @@ impl Space {
         space
     }
 
+    /// Copies folders of the repository into the project.
+    pub fn bring(&self, folders: &[&str]) {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folders = folders.iter().map(|folder| repository.join(folder));
+        let copied = Command::new("cp").arg("-r").args(folders).arg(self.root()).status().unwrap();
+        assert!(copied.success());
+    }
+
     /// A project whose run is finished, in a place of its own.
     pub fn finished() -> Self {
         let dir = tempfile::tempdir().unwrap();

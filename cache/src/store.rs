@@ -72,6 +72,12 @@ impl Store {
         let leases = Leases::new(root.join("leases"));
         let (stamps, objects_dir) = (Mutex::default(), OnceLock::new());
         if access == Access::Read {
+            // A store that is there and cannot be entered is no empty one.
+            if let Err(e) = fs::read_dir(root)
+                && e.kind() != std::io::ErrorKind::NotFound
+            {
+                return Err(StoreError::io("read", root)(e));
+            }
             let ledger = Ledger::open_read_only(&ledger_path)?;
             let journal = Mutex::new(Journal::open(&root.join("records"))?);
             return Ok(Self {

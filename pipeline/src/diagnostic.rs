@@ -46,7 +46,12 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 
 /// `did you mean ...?`, or the list of what there is.
 pub fn suggest<'a>(name: &str, what: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> String {
-    let all: Vec<_> = known.clone().into_iter().map(|k| format!("`{k}`")).collect();
+    let mut all: Vec<_> = Vec::new();
+    for one in known.clone().into_iter().map(|k| format!("`{k}`")) {
+        if !all.contains(&one) {
+            all.push(one);
+        }
+    }
     let list = if all.is_empty() { "there are none".to_owned() } else { all.join(", ") };
     match nearest(name, known) {
         Some(close) => format!("did you mean `{close}`? {what}: {list}"),

@@ -14,6 +14,7 @@ pub(crate) mod gpus;
 pub(crate) mod log;
 pub mod processes;
 pub mod sandbox;
+pub(crate) mod streams;
 pub(crate) mod work_dir;
 pub(crate) mod workers;
 

@@ -75,6 +75,8 @@ impl Graph {
         builder.give_up()?;
         builder.instances();
         builder.give_up()?;
+        builder.refuse_empty();
+        builder.give_up()?;
         builder.joins();
         builder.give_up()?;
         builder.check_required();

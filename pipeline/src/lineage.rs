@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use siteline_cache::{Digest, Record, Store};
@@ -10,13 +11,14 @@ use crate::key::Recipe;
 use crate::origin::Origin;
 
 /// An execution and what it was made from.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Lineage {
     /// The instance.
     pub instance: String,
     /// The stage kind.
     pub kind: String,
     /// The key.
+    #[schemars(with = "String")]
     pub key: Digest,
     /// The run that executed it.
     pub run: String,
@@ -41,18 +43,19 @@ pub struct Lineage {
 }
 
 /// A file in the store.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct FileFact {
     /// Its path in the artifact.
     pub path: String,
     /// Its content.
+    #[schemars(with = "String")]
     pub digest: Digest,
     /// Its length in bytes.
     pub size: u64,
 }
 
 /// A file from outside the store.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct SourceFact {
     /// The source: `raw`, `weights`.
     pub source: String,
@@ -63,6 +66,7 @@ pub struct SourceFact {
     /// Where it lay.
     pub path: String,
     /// What it held.
+    #[schemars(with = "String")]
     pub digest: Digest,
     /// Where that very content came from, where a record beside the file says so.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,11 +74,12 @@ pub struct SourceFact {
 }
 
 /// An input: the name that the stage gives it, and the execution that made it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct InputFact {
     /// The input's name.
     pub input: String,
     /// The execution's key.
+    #[schemars(with = "String")]
     pub key: Digest,
     /// The execution, unless it was shown before.
     #[serde(skip_serializing_if = "Option::is_none")]

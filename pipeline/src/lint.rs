@@ -1,10 +1,11 @@
 //! Warnings: what a manifest declares and never uses, which is mostly a slip.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use crate::diagnostic::Diagnostic;
 use crate::graph::Graph;
-use crate::manifest::{Loaded, Stage};
+use crate::manifest::{CommandLine, Loaded, Stage};
 use crate::pattern::Condition;
 use crate::protocol::SourceFrom;
 use crate::tree::Span;
@@ -15,6 +16,7 @@ pub fn lint(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
     linter.unused_names();
     linter.unused_results();
     linter.dead_conditions();
+    linter.undeclared_files();
     linter.found.sort_by_key(|d| d.span.as_ref().map_or(0, |span| span.start));
     linter.found
 }
@@ -125,4 +127,54 @@ impl Linter<'_> {
             }
         }
     }
+
+    /// Words of commands that are files of the project and are not declared: in its own directory the command will not find them,
+    /// and by an absolute path it would find them without anybody noticing a change.
+    fn undeclared_files(&mut self) {
+        for (name, stage) in &self.loaded.manifest.stages {
+            let words = match &stage.run {
+                Some(CommandLine::Shell(text)) => shlex::split(text).unwrap_or_default(),
+                Some(CommandLine::Words(words)) => words.clone(),
+                None => continue,
+            };
+            let declared: Vec<glob::Pattern> = stage.code.iter().chain(&stage.files).filter_map(pattern_of).collect();
+            let mut seen = BTreeSet::new();
+            // `--data=FILE` names one as well.
+            for word in words.iter().flat_map(|word| [Some(word.as_str()), word.split_once('=').map(|(_, file)| file)])
+            {
+                let Some(word) = word.filter(|word| !word.contains("${") && !word.is_empty()) else { continue };
+                let path = Path::new(word);
+                let Ok(below) = path.strip_prefix(if path.is_absolute() { &self.loaded.root } else { Path::new("./") })
+                else {
+                    continue;
+                };
+                let made = |output: &String| Path::new(output) == below;
+                let is_known =
+                    declared.iter().any(|pattern| pattern.matches_path(below)) || stage.outputs.iter().any(made);
+                if is_known || !self.loaded.root.join(below).is_file() || !seen.insert(below.to_owned()) {
+                    continue;
+                }
+                let span = self.loaded.key_place(&["stages", name, "run"]);
+                let what = match path.is_absolute() {
+                    true => "a change of it is not noticed",
+                    false => "the command will not find it in its own directory",
+                };
+                let message = format!("`{word}` is a file of the project that `{name}` does not declare: {what}");
+                self.warn(span, message, "write it into `code` if it is a program, or into `files`");
+            }
+        }
+    }
+}
+
+/// A declared path as a pattern: whatever axes and parameters put into it fits.
+fn pattern_of(text: &String) -> Option<glob::Pattern> {
+    let mut open = text.as_str();
+    let mut pattern = String::new();
+    while let Some((before, rest)) = open.split_once("${") {
+        pattern.push_str(before);
+        pattern.push('*');
+        open = rest.split_once('}').map_or("", |(_, behind)| behind);
+    }
+    pattern.push_str(open);
+    glob::Pattern::new(pattern.strip_prefix("./").unwrap_or(&pattern)).ok()
 }

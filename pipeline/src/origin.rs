@@ -2,16 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use siteline_cache::Digest;
 
 /// What lies beside `NAME.safetensors` as `NAME.safetensors.origin.json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
     /// Where it was taken from.
     pub from: From,
     /// BLAKE3 of the content, as in keys and lineage.
+    #[schemars(with = "String")]
     pub digest: Digest,
     /// SHA-256 of the content, as its publisher names it.
     pub sha256: String,
@@ -23,7 +25,7 @@ pub struct Origin {
 }
 
 /// A place that weights are taken from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum From {
     /// A repository of the Hugging Face Hub.

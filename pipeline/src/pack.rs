@@ -164,6 +164,9 @@ fn start(words: &[String]) -> Command {
 /// A pack that has to load large libraries first is far below this.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
 
+/// After this whoever waits is told what for.
+const SILENCE: Duration = Duration::from_secs(3);
+
 /// Tests do not wait that long.
 fn answers_within() -> Duration {
     let told = std::env::var("SITELINE_TEST_PACK_ANSWERS_WITHIN").ok().and_then(|text| text.parse().ok());
@@ -179,12 +182,23 @@ struct Asked {
 }
 
 impl Asked {
-    fn start(id: String) -> Self {
+    fn start(id: String, program: String) -> Self {
         let (answered, waits) = channel::<()>();
         let over = Arc::new(AtomicBool::new(false));
         let (told, group) = (over.clone(), id.clone());
         let thread = std::thread::spawn(move || {
-            if waits.recv_timeout(answers_within()) == Err(RecvTimeoutError::Timeout) {
+            let is_silent_for = |time| waits.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
+            let all = answers_within();
+            let first = SILENCE.min(all / 2);
+            if !is_silent_for(first) {
+                return;
+            }
+            let left = all - first;
+            tracing::warn!(
+                "waiting for `{program}` to describe its stage kinds, for {:.0} s more at most",
+                left.as_secs_f64()
+            );
+            if is_silent_for(left) {
                 told.store(true, Ordering::SeqCst);
                 processes::end_all_of(&group);
             }
@@ -220,7 +234,7 @@ fn describe(words: &[String]) -> Result<Vec<StageKind>, PackError> {
     let mut command = start(words);
     command.stderr(Stdio::piped()).env(processes::RUN_VARIABLE, &id);
     let mut child = command.spawn().map_err(|e| silent(e.to_string()))?;
-    let asked = Asked::start(id);
+    let asked = Asked::start(id, words.join(" "));
     let request = serde_json::to_string(&Request::Describe).expect("a request is JSON");
     if let Some(mut stdin) = child.stdin.take() {
         // A program that cannot start has closed its end; what it said of that is on its standard error.
@@ -252,8 +266,11 @@ fn describe(words: &[String]) -> Result<Vec<StageKind>, PackError> {
 fn keep(beside: &Path, description: &Description) {
     let Ok(text) = serde_json::to_vec_pretty(description) else { return };
     let folder = beside.parent().unwrap_or(Path::new("."));
+    // It tells no more than the program, which others may start as well.
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     if let Ok(mut file) = tempfile::NamedTempFile::new_in(folder)
         && file.write_all(&text).is_ok()
+        && file.as_file().set_permissions(readable).is_ok()
     {
         let _ = file.persist(beside);
     }

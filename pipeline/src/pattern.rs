@@ -248,8 +248,11 @@ impl InstancePattern {
         let Some((stage, rest)) = text.split_once('[') else {
             return Ok(Self { stage: text.to_owned(), axes: Vec::new() });
         };
-        let inner = rest.strip_suffix(']').ok_or_else(|| format!("`{text}` lacks a closing bracket"))?;
-        let axes = inner
+        let (inner, behind) = rest.split_once(']').ok_or_else(|| format!("`{text}` lacks a closing bracket"))?;
+        if !behind.is_empty() {
+            return Err(format!("`{behind}` does not belong behind the bracket of `{text}`"));
+        }
+        let axes: Vec<(String, String)> = inner
             .split(',')
             .filter(|part| !part.trim().is_empty())
             .map(|part| {
@@ -258,6 +261,15 @@ impl InstancePattern {
                 Ok((axis.trim().to_owned(), value.trim().to_owned()))
             })
             .collect::<Result<_, String>>()?;
+        if let Some((place, (axis, _))) =
+            axes.iter().enumerate().find(|(place, (axis, _))| axes[..*place].iter().any(|(before, _)| before == axis))
+        {
+            let (first, second) =
+                (&axes.iter().find(|(before, _)| before == axis).expect("it was found").1, &axes[place].1);
+            return Err(format!(
+                "no instance has two values of `{axis}`; give two patterns, one with `{axis}={first}` and one with `{axis}={second}`"
+            ));
+        }
         Ok(Self { stage: stage.trim().to_owned(), axes })
     }
 

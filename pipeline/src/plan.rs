@@ -25,6 +25,8 @@ pub enum State {
     Cached(Arc<Hit>),
     /// It must run.
     Stale {
+        /// The key of the result that it will make.
+        key: Digest,
         /// Why.
         reason: Reason,
     },
@@ -216,8 +218,7 @@ impl<'a> Planner<'a> {
 
     /// The files of an instance's sources, source by source.
     fn raw(&self, node: NodeIndex) -> impl Iterator<Item = (&str, Vec<KeyFile<'_>>)> {
-        let instance = &self.graph.dag[node];
-        self.sources.of(self.kind(node), instance).map(|(name, source)| {
+        self.sources.of(node, self.kind(node)).map(|(name, source)| {
             let file = |file: &'_ SourceFile| KeyFile {
                 input: name.to_owned().into(),
                 role: file.role.clone().into(),
@@ -251,14 +252,14 @@ impl<'a> Planner<'a> {
         let mut all = Vec::with_capacity(nodes.len());
         for ((node, key), hit_of_key) in nodes.iter().zip(keys).zip(hits) {
             let state = match hit_of_key {
-                Some(_) if self.forced.contains(node) => State::Stale { reason: Reason::Forced },
+                Some(_) if self.forced.contains(node) => State::Stale { key, reason: Reason::Forced },
                 Some(hit) => State::Cached(Arc::new(hit)),
                 None => {
                     let instance = &self.graph.dag[*node].name;
                     let manifest = &self.loaded.manifest.name;
                     let reason = self
                         .with_parts(*node, &hit, |parts, _| why::reason(self.store, manifest, instance, &parts, &key));
-                    State::Stale { reason }
+                    State::Stale { key, reason }
                 }
             };
             all.push((*node, state));
@@ -272,11 +273,11 @@ impl<'a> Planner<'a> {
         let graph = self.graph.clone();
         let instance = &graph.dag[node];
         if !kind.sources.is_empty() {
-            self.sources.find(kind, instance)?;
+            self.sources.find(node, kind, instance)?;
         }
         let id = self.recipe_id(node);
         if !self.recipes.contains_key(&id) {
-            let params = self.sources.into_params(kind, instance);
+            let params = self.sources.into_params(node, kind, instance);
             let recipe = Recipe::new(kind, &params);
             let digest = recipe.digest();
             self.recipes.insert(id, Arc::new((recipe, digest)));
@@ -286,7 +287,7 @@ impl<'a> Planner<'a> {
 
     fn recipe_id(&self, node: NodeIndex) -> RecipeId {
         let instance = &self.graph.dag[node];
-        let sources = self.sources.of(self.kind(node), instance);
+        let sources = self.sources.of(node, self.kind(node));
         let places = sources.map(|(_, source)| Arc::as_ptr(source) as usize).collect();
         (instance.kind, Arc::as_ptr(&instance.params) as usize, places)
     }
@@ -346,7 +347,7 @@ impl<'a> Planner<'a> {
             let shared = self.graph.readers(needed).nth(1).is_some();
             Input { point: self.graph.dag[needed].point.clone(), from: read, files, shared }
         });
-        let sources = self.sources.of(kind, &self.graph.dag[node]);
+        let sources = self.sources.of(node, kind);
         let sources = sources.map(|(name, source)| (name.to_owned(), source.clone())).collect();
         Ok(Resolved { parts, key, inputs: inputs.collect(), sources })
     }

@@ -62,9 +62,13 @@ pub enum StateJson {
     Cached {
         /// Its key, 64 hexadecimal digits.
         key: String,
+        /// The run that made it.
+        run: String,
     },
     /// It must run.
     Run {
+        /// The key of the result that it will make.
+        key: String,
         /// Why, part by part.
         why: Reason,
         /// Why, in words.
@@ -97,11 +101,14 @@ impl PlanJson {
 }
 
 impl InstanceJson {
-    fn of(planner: &Planner, plan: &Plan, node: NodeIndex) -> Self {
+    /// An instance as it was planned.
+    pub fn of(planner: &Planner, plan: &Plan, node: NodeIndex) -> Self {
         let instance = &planner.graph.dag[node];
         let state = match plan.state(node) {
-            State::Cached(hit) => StateJson::Cached { key: hit.key.to_string() },
-            State::Stale { reason } => StateJson::Run { because: reason.to_string(), why: reason.clone() },
+            State::Cached(hit) => StateJson::Cached { key: hit.key.to_string(), run: hit.run.clone() },
+            State::Stale { key, reason } => {
+                StateJson::Run { key: key.to_string(), because: reason.to_string(), why: reason.clone() }
+            }
             State::Waiting { on } => {
                 StateJson::Wait { on: on.iter().map(|node| planner.graph.dag[*node].name.clone()).collect() }
             }

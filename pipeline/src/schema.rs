@@ -66,7 +66,11 @@ impl<'a> Checker<'a> {
                 NodeValue::Number(number) => number.to_string(),
                 _ => node.what().to_owned(),
             };
-            return self.add(&node.span, format!("{what} must be {wanted}, not {found}"), None);
+            let about = schema.get("description").and_then(Value::as_str).map(first_sentence);
+            // What is a number for YAML may well be meant as a text.
+            let as_text = matches!(&node.value, NodeValue::Number(_) | NodeValue::Bool(_)) && wanted == "a text";
+            let quoted = as_text.then(|| format!("write it in quotation marks: `\"{}\"`", node.to_json()));
+            return self.add(&node.span, format!("{what} must be {wanted}, not {found}"), about.or(quoted));
         }
         match &node.value {
             NodeValue::Map(_) => self.map(node, schema, what),
@@ -113,8 +117,22 @@ impl<'a> Checker<'a> {
         if !words.is_empty() && scalar {
             return self.allowed(node, &words, what);
         }
+        let items = || choices.iter().filter_map(|choice| self.resolve(choice).get("items"));
+        // A text may be a slip of a word that would do.
+        let is_text = matches!(node.value, NodeValue::Text(_));
+        if scalar && !is_text && items().any(|of| check_part(self.root, node, of)) {
+            let wanted = choices.iter().map(|choice| type_words(self.resolve(choice)));
+            let wanted: Vec<_> = wanted.filter(|words| words != "nothing" && words != "something else").collect();
+            let shown = node.to_json();
+            let message = format!("{what} must be {}, not {shown}", wanted.join(" or "));
+            return self.add(&node.span, message, Some(format!("write it as a list: `[{shown}]`")));
+        }
         // The complaint of the choice whose type fits is the one that helps.
-        let fitting = choices.iter().zip(&tries).find(|(choice, _)| self.has_type(node, self.resolve(choice)));
+        let tried = || choices.iter().zip(&tries).map(|(choice, misfits)| (self.resolve(choice), misfits));
+        let fits = |(choice, _): &(&Value, _)| self.has_type(node, choice);
+        // One that names no type fits everything, and helps least.
+        let typed = |(choice, _): &(&Value, _)| choice.get("type").is_some() && self.has_type(node, choice);
+        let fitting = tried().find(typed).or_else(|| tried().find(fits));
         match fitting {
             Some((_, misfits)) => self.misfits.extend(misfits.iter().cloned()),
             None => {
@@ -210,6 +228,13 @@ impl<'a> Checker<'a> {
     }
 }
 
+/// Whether a node fits a part of the schema `root`.
+fn check_part(root: &Value, node: &Node, part: &Value) -> bool {
+    let mut attempt = Checker { root, misfits: Vec::new() };
+    attempt.node(node, part, "");
+    attempt.misfits.is_empty()
+}
+
 /// The first sentence of a description, its lines joined.
 fn first_sentence(text: &str) -> String {
     let joined = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -300,6 +325,14 @@ mod tests {
         );
         assert_eq!(complaints("epochs: 0", &schema), ["`epochs` must be at least 1 @ 0 ()"]);
         assert_eq!(complaints("epochs: many", &schema), ["`epochs` must be a whole number, not a text @ many ()"]);
+        let schema = json!({"properties": {"name": {"type": "string"}, "timeout": {"type": ["string", "null"], "description": "At most so long: `2h`. More."}}});
+        assert_eq!(
+            complaints("name: 1\ntimeout: 20", &schema),
+            [
+                "`name` must be a text, not 1 @ 1 (write it in quotation marks: `\"1\"`)",
+                "`timeout` must be a text, not 20 @ 20 (At most so long: `2h`.)"
+            ]
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use petgraph::graph::NodeIndex;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use siteline_cache::Store;
@@ -20,25 +21,34 @@ mod imports;
 /// Which source: where it is from, and what the manifest calls it.
 type SourceId = (&'static str, String, String);
 
+/// What one instance reads: each source, with its place among its kind's.
+type Read = Box<[(usize, Arc<RunSource>)]>;
+
 /// Resolves sources of a manifest and remembers them.
 pub struct Sources<'a> {
     loaded: &'a Loaded,
     store: &'a Store,
     found: HashMap<SourceId, Result<Arc<RunSource>, Diagnostic>>,
+    /// By node index, as far as it was asked for.
+    read: Vec<Option<Read>>,
 }
 
 impl<'a> Sources<'a> {
     /// For one manifest, hashing with the store's stat cache.
     pub fn new(loaded: &'a Loaded, store: &'a Store) -> Self {
-        Self { loaded, store, found: HashMap::new() }
+        Self { loaded, store, found: HashMap::new(), read: Vec::new() }
     }
 
     /// Finds and hashes everything that an instance reads from outside the store.
     ///
     /// # Errors
     /// A pattern that matches nothing, an image without a mask, a file that cannot be read.
-    pub fn find(&mut self, kind: &StageKind, instance: &Instance) -> Result<(), Diagnostic> {
-        for spec in &kind.sources {
+    pub fn find(&mut self, node: NodeIndex, kind: &StageKind, instance: &Instance) -> Result<(), Diagnostic> {
+        if self.read.get(node.index()).is_some_and(Option::is_some) {
+            return Ok(());
+        }
+        let mut read = Vec::new();
+        for (place, spec) in kind.sources.iter().enumerate() {
             let Some(id) = self.id_of(&spec.from, instance) else { continue };
             let found = match self.found.get(&id) {
                 Some(found) => found,
@@ -52,35 +62,35 @@ impl<'a> Sources<'a> {
                     self.found.entry(id).or_insert(found.map(Arc::new))
                 }
             };
-            if let Err(diagnostic) = found {
-                return Err(diagnostic.clone());
-            }
+            read.push((place, found.clone()?));
         }
+        if self.read.len() <= node.index() {
+            self.read.resize_with(node.index() + 1, Option::default);
+        }
+        self.read[node.index()] = Some(read.into());
         Ok(())
     }
 
     /// What an instance reads from outside the store, by the names of its kind's sources; [`Self::find`] has found it.
     pub fn of<'s>(
         &'s self,
+        node: NodeIndex,
         kind: &'s StageKind,
-        instance: &'s Instance,
     ) -> impl Iterator<Item = (&'s str, &'s Arc<RunSource>)> {
-        kind.sources.iter().filter_map(move |spec| {
-            let found = self.found.get(&self.id_of(&spec.from, instance)?)?;
-            found.as_ref().ok().map(|source| (spec.name.as_str(), source))
-        })
+        let read = self.read.get(node.index()).and_then(Option::as_deref).unwrap_or_default();
+        read.iter().map(|(place, source)| (kind.sources[*place].name.as_str(), source))
     }
 
     /// The parameters of an instance as they enter its key: what names a file is left to the file's content, and how a source
     /// is read is a parameter like others.
-    pub fn into_params(&self, kind: &StageKind, instance: &Instance) -> Map<String, Value> {
+    pub fn into_params(&self, node: NodeIndex, kind: &StageKind, instance: &Instance) -> Map<String, Value> {
         let mut params = instance.params.as_ref().clone();
         for spec in &kind.sources {
             if let SourceFrom::Param(param) = &spec.from {
                 params.remove(param);
             }
         }
-        for (name, source) in self.of(kind, instance).filter(|(_, source)| !source.settings.is_null()) {
+        for (name, source) in self.of(node, kind).filter(|(_, source)| !source.settings.is_null()) {
             params.insert(format!("{name} source"), json!({"name": source.name, "settings": source.settings}));
         }
         params

@@ -128,6 +128,9 @@ impl Node {
 /// `line 3 column 4: what` to `what`: the place is shown by whoever renders the error.
 fn strip_place(message: &str) -> String {
     let mut rest = message.lines().next().unwrap_or(message);
+    if rest.contains("non-finite float") {
+        return "a number must be finite".to_owned();
+    }
     // The parser's advice is for programmers.
     for advice in ["set DuplicateKeyPolicy", "use from_str_multiple", "use Option<String>"] {
         rest = rest.find(advice).map_or(rest, |at| rest[..at].trim_end_matches([' ', ',', ';', '(']));

@@ -1,14 +1,16 @@
 //! `siteline audit`
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::process::ExitCode;
 
 use clap::Args;
+use schemars::JsonSchema;
+use serde::Serialize;
 use siteline_cache::Access;
-use siteline_pipeline::NodeIndex;
 use siteline_pipeline::leakage::{self, Sides};
-use siteline_pipeline::plan::State;
-use siteline_pipeline::protocol::Identities;
+use siteline_pipeline::plan::{Plan, Planner, State};
+use siteline_pipeline::protocol::{Identities, Purpose};
+use siteline_pipeline::{NodeIndex, printable};
 
 use super::{Outcome, count};
 use crate::args::Common;
@@ -22,9 +24,111 @@ pub struct Audit {
     /// Only these scores; axes that are left out may be anything
     #[arg(value_name = "PATTERN")]
     instances: Vec<String>,
+    /// As JSON on standard output; `siteline schema --json-of audit` describes it
+    #[arg(long)]
+    json: bool,
 }
 
-/// What is known of one side of a score.
+/// What was found of every score.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Audited {
+    /// Scores whose model saw nothing of what it is scored on.
+    clean: usize,
+    /// Scores in-domain by the manifest's own word.
+    in_domain: usize,
+    /// Scores whose model saw what it is scored on.
+    leaking: usize,
+    /// Scores of which that is not known yet.
+    open: usize,
+    /// Each of them.
+    scores: Vec<Score>,
+}
+
+/// What was found of one score.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Score {
+    /// The instance that scores.
+    instance: String,
+    /// In a word.
+    verdict: Verdict,
+    /// What its model was trained on.
+    trained_on: Seen,
+    /// What it is scored on.
+    scored_on: Seen,
+    /// What the two have in common.
+    in_common: InCommon,
+}
+
+/// One side of a score.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Seen {
+    /// Names of sites.
+    sites: BTreeSet<String>,
+    /// Number of images.
+    images: usize,
+    /// Number of patients.
+    patients: usize,
+}
+
+/// How much two sides have in common.
+#[derive(Debug, Serialize, JsonSchema)]
+struct InCommon {
+    /// Sites.
+    sites: usize,
+    /// Patients.
+    patients: usize,
+    /// Images that are the same byte for byte.
+    images: usize,
+}
+
+impl Audit {
+    pub fn run(self, common: &Common) -> Outcome {
+        let project = Project::open(common, Access::Read)?;
+        let mut planner = project.planner()?;
+        let plan = planner.plan()?;
+        let asked: BTreeSet<NodeIndex> = find_instances(&planner, &self.instances)?.into_iter().collect();
+        let known = Known::of(&planner, &plan);
+        let chosen = leakage::chosen_by_oracle(planner.loaded, &planner.graph);
+        let mut scores = Vec::new();
+        for Sides { scorer, trained, scored } in leakage::sides(planner.loaded, &planner.graph) {
+            if !self.instances.is_empty() && !asked.contains(&scorer) {
+                continue;
+            }
+            let instance = &planner.graph.dag[scorer];
+            let (model, test) = (known.side(&trained), known.side(&scored));
+            scores.push(Score::of(&instance.name, model, test, instance.in_domain, chosen[scorer.index()]));
+        }
+        if scores.is_empty() && !self.instances.is_empty() {
+            let patterns = self.instances.join("`, `");
+            return Err(CommandError::request(
+                format!("no instance that scores a model fits `{patterns}`"),
+                "name instances of the stage that evaluates".to_owned(),
+            ));
+        }
+        let of = |verdict: Verdict| scores.iter().filter(|score| score.verdict == verdict).count();
+        let clean = of(Verdict::Clean) + of(Verdict::CleanButChosen);
+        let (in_domain, leaking, open) = (of(Verdict::InDomain), of(Verdict::Leaks), of(Verdict::Open));
+        let audited = Audited { clean, in_domain, leaking, open, scores };
+        if self.json {
+            println!("{}", printable::json(&audited, true));
+        } else {
+            audited.scores.iter().for_each(Score::show);
+            println!("\n{clean} clean, {in_domain} in-domain and marked so, {leaking} leaking, {open} open.");
+        }
+        Ok(if leaking + open == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    }
+}
+
+/// What is known of the images that scores come from.
+struct Known {
+    sites: leakage::Reached,
+    /// By the instance that ingested them.
+    identities: HashMap<NodeIndex, Identities>,
+    /// The instances that ingest images, whether they ran or not.
+    sources: BTreeSet<NodeIndex>,
+}
+
+/// One side of a score, by its images.
 #[derive(Default)]
 struct Side {
     sites: BTreeSet<String>,
@@ -34,73 +138,53 @@ struct Side {
     unknown: usize,
 }
 
-impl Audit {
-    pub fn run(self, common: &Common) -> Outcome {
-        let project = Project::open(common, Access::Read)?;
-        let mut planner = project.planner()?;
-        let plan = planner.plan()?;
-        let asked: BTreeSet<NodeIndex> = find_instances(&planner, &self.instances)?.into_iter().collect();
-        let sites = leakage::sites(planner.loaded, &planner.graph);
-        let mut identities: HashMap<NodeIndex, Identities> = HashMap::new();
-        let mut sources: BTreeSet<NodeIndex> = BTreeSet::new();
-        for node in planner.graph.dag.node_indices() {
-            let kind = planner.kind(node);
-            if kind.outputs.iter().any(|o| o.purpose == siteline_pipeline::protocol::Purpose::Identities) {
-                sources.insert(node);
-                if let State::Cached(record) = plan.state(node) {
-                    identities.extend(planner.identities(node, record).ok().flatten().map(|found| (node, found)));
-                }
-            }
-        }
-        let side = |nodes: &BTreeSet<NodeIndex>| {
-            let mut side = Side { sites: sites.of(nodes), ..Side::default() };
-            for node in nodes {
-                match identities.get(node) {
-                    Some(known) => {
-                        side.images += known.samples.len();
-                        side.patients.extend(known.samples.iter().map(|s| s.patient.clone()));
-                        side.pixels.extend(known.samples.iter().map(|s| s.pixels));
-                    }
-                    None => side.unknown += usize::from(sources.contains(node)),
-                }
-            }
-            side
+impl Known {
+    fn of(planner: &Planner, plan: &Plan) -> Self {
+        let mut known = Self {
+            sites: leakage::sites(planner.loaded, &planner.graph),
+            identities: HashMap::new(),
+            sources: BTreeSet::new(),
         };
-        let chosen = leakage::chosen_by_oracle(planner.loaded, &planner.graph);
-        let mut counts: BTreeMap<Verdict, usize> = BTreeMap::new();
-        for Sides { scorer, trained, scored } in leakage::sides(planner.loaded, &planner.graph) {
-            if !self.instances.is_empty() && !asked.contains(&scorer) {
-                continue;
+        let identifies =
+            |node: &NodeIndex| planner.kind(*node).outputs.iter().any(|o| o.purpose == Purpose::Identities);
+        for node in planner.graph.dag.node_indices().filter(identifies) {
+            known.sources.insert(node);
+            if let State::Cached(record) = plan.state(node) {
+                known.identities.extend(planner.identities(node, record).ok().flatten().map(|found| (node, found)));
             }
-            let instance = &planner.graph.dag[scorer];
-            let shared = Shared::of(side(&trained), side(&scored));
-            let verdict = shared.verdict(instance.in_domain, chosen[scorer.index()]);
-            println!("{}: {}", instance.name, verdict.words());
-            shared.show();
-            *counts.entry(verdict).or_default() += 1;
         }
-        if counts.is_empty() && !self.instances.is_empty() {
-            let patterns = self.instances.join("`, `");
-            return Err(CommandError::request(
-                format!("no instance that scores a model fits `{patterns}`"),
-                "name instances of the stage that evaluates".to_owned(),
-            ));
+        known
+    }
+
+    fn side(&self, nodes: &BTreeSet<NodeIndex>) -> Side {
+        let mut side = Side { sites: self.sites.of(nodes), ..Side::default() };
+        for node in nodes {
+            match self.identities.get(node) {
+                Some(known) => {
+                    side.images += known.samples.len();
+                    side.patients.extend(known.samples.iter().map(|s| s.patient.clone()));
+                    side.pixels.extend(known.samples.iter().map(|s| s.pixels));
+                }
+                None => side.unknown += usize::from(self.sources.contains(node)),
+            }
         }
-        let of = |verdict: Verdict| counts.get(&verdict).copied().unwrap_or(0);
-        let clean = of(Verdict::Clean) + of(Verdict::CleanButChosen);
-        let (leaking, open) = (of(Verdict::Leaks), of(Verdict::Open));
-        println!("\n{clean} clean, {} in-domain and marked so, {leaking} leaking, {open} open.", of(Verdict::InDomain));
-        Ok(if leaking + open == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+        side
     }
 }
 
 /// What is found of a score.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 enum Verdict {
+    /// Its model saw nothing of what it is scored on.
     Clean,
+    /// Likewise, but an oracle chose the model by these very scores.
     CleanButChosen,
+    /// The manifest says that it is scored on what it was trained on.
     InDomain,
+    /// Its model saw what it is scored on.
     Leaks,
+    /// Not all sites are ingested.
     Open,
 }
 
@@ -116,45 +200,37 @@ impl Verdict {
     }
 }
 
-/// Both sides of a score, and what they have in common.
-struct Shared {
-    model: Side,
-    test: Side,
-    sites: usize,
-    patients: usize,
-    pixels: usize,
-}
-
-impl Shared {
-    fn of(model: Side, test: Side) -> Self {
-        let sites = model.sites.intersection(&test.sites).count();
-        let patients = model.patients.intersection(&test.patients).count();
-        let pixels = model.pixels.intersection(&test.pixels).count();
-        Self { model, test, sites, patients, pixels }
-    }
-
-    fn verdict(&self, in_domain: bool, chosen_by_oracle: bool) -> Verdict {
-        match self.sites + self.patients + self.pixels {
-            0 if self.model.unknown + self.test.unknown > 0 => Verdict::Open,
+impl Score {
+    fn of(instance: &str, model: Side, test: Side, in_domain: bool, chosen_by_oracle: bool) -> Self {
+        let in_common = InCommon {
+            sites: model.sites.intersection(&test.sites).count(),
+            patients: model.patients.intersection(&test.patients).count(),
+            images: model.pixels.intersection(&test.pixels).count(),
+        };
+        let verdict = match in_common.sites + in_common.patients + in_common.images {
+            0 if model.unknown + test.unknown > 0 => Verdict::Open,
             0 if chosen_by_oracle => Verdict::CleanButChosen,
             0 => Verdict::Clean,
             _ if in_domain => Verdict::InDomain,
             _ => Verdict::Leaks,
-        }
+        };
+        let seen = |side: Side| Seen { sites: side.sites, images: side.images, patients: side.patients.len() };
+        Self { instance: instance.to_owned(), verdict, trained_on: seen(model), scored_on: seen(test), in_common }
     }
 
     fn show(&self) {
-        let of = |side: &Side| {
+        let of = |side: &Seen| {
             let sites = side.sites.iter().cloned().collect::<Vec<_>>().join(", ");
-            format!("{sites} ({}, {})", count(side.images, "image"), count(side.patients.len(), "patient"))
+            format!("{sites} ({}, {})", count(side.images, "image"), count(side.patients, "patient"))
         };
-        println!("  trained on {}", of(&self.model));
-        println!("  scored on  {}", of(&self.test));
+        println!("{}: {}", self.instance, self.verdict.words());
+        println!("  trained on {}", of(&self.trained_on));
+        println!("  scored on  {}", of(&self.scored_on));
         println!(
             "  in common  {}, {}, {}",
-            count(self.sites, "site"),
-            count(self.patients, "patient"),
-            count(self.pixels, "byte-identical image")
+            count(self.in_common.sites, "site"),
+            count(self.in_common.patients, "patient"),
+            count(self.in_common.images, "byte-identical image")
         );
     }
 }

@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
 use clap::Args;
+use schemars::JsonSchema;
+use serde::Serialize;
 use siteline_cache::{Access, InstanceOutcome, Record, RunRow, Store};
-use siteline_pipeline::why;
+use siteline_pipeline::printable;
+use siteline_pipeline::why::{self, Change};
 
 use super::{Outcome, count};
 use crate::args::Common;
@@ -27,6 +30,81 @@ pub struct Diff {
     /// Only instances that fit; may be repeated
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
+    /// As JSON on standard output; `siteline schema --json-of diff` describes it
+    #[arg(long)]
+    json: bool,
+}
+
+/// What differs between two runs.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Difference {
+    /// The earlier run.
+    before: RunJson,
+    /// The later run.
+    after: RunJson,
+    /// Instances that the later run did not have.
+    gone: Vec<String>,
+    /// Instances that the earlier run did not have.
+    new: Vec<NewInstance>,
+    /// Instances whose key or outcome differs.
+    changed: Vec<ChangedInstance>,
+    /// How many instances are the same.
+    same: usize,
+}
+
+/// A run.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RunJson {
+    /// Its id.
+    pub id: String,
+    /// `running`, `done`, `failed`, `cancelled`, `killed`.
+    pub state: String,
+    /// The arguments of the command.
+    pub command: String,
+}
+
+impl RunJson {
+    /// A run of the store's.
+    pub fn of(run: &RunRow) -> Self {
+        Self { id: run.id.clone(), state: run.state().to_owned(), command: run.command.clone() }
+    }
+}
+
+/// An instance that only the later run has.
+#[derive(Debug, Serialize, JsonSchema)]
+struct NewInstance {
+    /// Its name.
+    instance: String,
+    /// What became of it.
+    outcome: String,
+}
+
+/// An instance that differs.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ChangedInstance {
+    /// Its name.
+    instance: String,
+    /// What became of it in the earlier run.
+    before: String,
+    /// What became of it in the later run.
+    after: String,
+    /// Why it failed or could not run in the later run.
+    message: Option<String>,
+    /// What differs in its key.
+    changes: Vec<Change>,
+    /// What differs in what it measured.
+    metrics: Vec<ChangedMetric>,
+}
+
+/// A metric that differs.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ChangedMetric {
+    /// Its name.
+    name: String,
+    /// What it was, if it was there.
+    before: Option<f64>,
+    /// What it is, if it is there.
+    after: Option<f64>,
 }
 
 impl Diff {
@@ -44,21 +122,32 @@ impl Diff {
                 "`siteline plan -v` shows the instances of the manifest".to_owned(),
             ));
         }
-        println!("before  {} ({}): {}", before.id, before.state(), before.command);
-        println!("after   {} ({}): {}", after.id, after.state(), after.command);
-        let mut same = 0;
+        let mut found = Difference {
+            before: RunJson::of(before),
+            after: RunJson::of(after),
+            gone: Vec::new(),
+            new: Vec::new(),
+            changed: Vec::new(),
+            same: 0,
+        };
         for instance in names.into_iter().filter(|name| only.is_empty() || only.iter().any(|o| o.fits_name(name))) {
             match (old.get(instance), new.get(instance)) {
-                (Some(_), None) => println!("- {instance}"),
-                (None, Some(now)) => println!("+ {instance}  {}", now.outcome),
-                (Some(was), Some(now)) if was.key == now.key && (was.outcome == now.outcome || now.key.is_some()) => {
-                    same += 1;
+                (Some(_), None) => found.gone.push(instance.clone()),
+                (None, Some(now)) => {
+                    found.new.push(NewInstance { instance: instance.clone(), outcome: now.outcome.clone() });
                 }
-                (Some(was), Some(now)) => changed(&project.store, instance, was, now),
+                (Some(was), Some(now)) if was.key == now.key && (was.outcome == now.outcome || now.key.is_some()) => {
+                    found.same += 1;
+                }
+                (Some(was), Some(now)) => found.changed.push(ChangedInstance::of(&project.store, was, now)),
                 (None, None) => {}
             }
         }
-        println!("{} the same.", count(same, "instance"));
+        if self.json {
+            println!("{}", printable::json(&found, true));
+        } else {
+            found.show();
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -67,27 +156,60 @@ fn by_instance(store: &Store, run: &str) -> BTreeMap<String, InstanceOutcome> {
     store.outcomes(run).into_iter().map(|outcome| (outcome.instance.clone(), outcome)).collect()
 }
 
-fn changed(store: &Store, instance: &str, was: &InstanceOutcome, now: &InstanceOutcome) {
-    println!("~ {instance}  {} -> {}", was.outcome, now.outcome);
-    if let Some(message) = &now.message {
-        println!("    {message}");
+impl Difference {
+    fn show(&self) {
+        println!("before  {} ({}): {}", self.before.id, self.before.state, self.before.command);
+        println!("after   {} ({}): {}", self.after.id, self.after.state, self.after.command);
+        let gone = self.gone.iter().map(|instance| (instance, format!("- {instance}")));
+        let new = self.new.iter().map(|new| (&new.instance, format!("+ {}  {}", new.instance, new.outcome)));
+        let changed = self.changed.iter().map(|changed| (&changed.instance, changed.text()));
+        // By name, whichever way they differ.
+        let mut lines: Vec<_> = gone.chain(new).chain(changed).collect();
+        lines.sort();
+        lines.iter().for_each(|(_, line)| println!("{line}"));
+        println!("{} the same.", count(self.same, "instance"));
     }
-    let record = |outcome: &InstanceOutcome| outcome.key.and_then(|key| store.record(&key));
-    let (Some(before), Some(after)) = (record(was), record(now)) else { return };
-    if let Ok(parts) = after.parts.read() {
-        why::changes(&before, &parts).iter().for_each(|change| println!("    {change}"));
-    }
-    metrics(&before, &after);
 }
 
-fn metrics(before: &Record, after: &Record) {
-    for (name, value) in &after.metrics {
-        match before.metrics.get(name) {
-            Some(old) if old == value => {}
-            Some(old) => println!("    metric {name}: {old} -> {value} ({:+.4})", value - old),
-            None => println!("    metric {name}: new, {value}"),
+impl ChangedInstance {
+    fn of(store: &Store, was: &InstanceOutcome, now: &InstanceOutcome) -> Self {
+        let record = |outcome: &InstanceOutcome| outcome.key.and_then(|key| store.record(&key));
+        let mut found = Self {
+            instance: now.instance.clone(),
+            before: was.outcome.clone(),
+            after: now.outcome.clone(),
+            message: now.message.clone(),
+            changes: Vec::new(),
+            metrics: Vec::new(),
+        };
+        if let (Some(before), Some(after)) = (record(was), record(now)) {
+            found.changes = after.parts.read().map(|parts| why::changes(&before, &parts)).unwrap_or_default();
+            found.metrics = metrics(&before, &after);
         }
+        found
     }
+
+    fn text(&self) -> String {
+        let mut lines = vec![format!("~ {}  {} -> {}", self.instance, self.before, self.after)];
+        lines.extend(self.message.iter().map(|message| format!("    {message}")));
+        lines.extend(self.changes.iter().map(|change| format!("    {change}")));
+        lines.extend(self.metrics.iter().map(|metric| {
+            let name = &metric.name;
+            match (metric.before, metric.after) {
+                (Some(old), Some(value)) => format!("    metric {name}: {old} -> {value} ({:+.4})", value - old),
+                (None, Some(value)) => format!("    metric {name}: new, {value}"),
+                (old, None) => format!("    metric {name}: gone, was {}", old.unwrap_or(f64::NAN)),
+            }
+        }));
+        lines.join("\n")
+    }
+}
+
+fn metrics(before: &Record, after: &Record) -> Vec<ChangedMetric> {
+    let names: BTreeSet<&String> = before.metrics.keys().chain(after.metrics.keys()).collect();
+    let both = |name: &String| (before.metrics.get(name).copied(), after.metrics.get(name).copied());
+    let differing = names.into_iter().filter(|name| both(name).0 != both(name).1);
+    differing.map(|name| ChangedMetric { name: name.clone(), before: both(name).0, after: both(name).1 }).collect()
 }
 
 fn find<'r>(runs: &'r [RunRow], wanted: &str) -> Result<&'r RunRow, CommandError> {

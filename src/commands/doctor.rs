@@ -4,8 +4,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
+use schemars::JsonSchema;
+use serde::Serialize;
 use siteline_cache::{Access, Store};
-use siteline_pipeline::printable::on_one_line;
+use siteline_pipeline::printable::{self, on_one_line};
 use siteline_pipeline::sandbox::Sandbox;
 
 use super::{Outcome, count};
@@ -15,33 +17,71 @@ use crate::project::{Project, open_pack};
 /// Look at what a run depends on: the worker and libtorch, GPUs, the manifest, the store, the disk, leases, the sandbox.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  siteline doctor")]
-pub struct Doctor {}
+pub struct Doctor {
+    /// As JSON on standard output; `siteline schema --json-of doctor` describes it
+    #[arg(long)]
+    json: bool,
+}
 
 /// Below this a sweep is likely to fill the disk.
 const LITTLE: u64 = 5_000_000_000;
 
+/// One thing that was looked at.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Finding {
+    /// How it is.
+    level: Level,
+    /// What: `worker`, `store`, `disk`.
+    what: &'static str,
+    /// In words.
+    text: String,
+}
+
+/// How a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Level {
+    /// As it should be.
+    Ok,
+    /// Worth knowing.
+    Note,
+    /// Runs will suffer from it.
+    Bad,
+}
+
+#[derive(Default)]
 struct Findings {
-    bad: usize,
+    list: Vec<Finding>,
 }
 
 impl Findings {
-    fn good(&self, what: &str, text: impl std::fmt::Display) {
-        println!("ok    {what:10} {text}");
+    fn good(&mut self, what: &'static str, text: impl std::fmt::Display) {
+        self.list.push(Finding { level: Level::Ok, what, text: text.to_string() });
     }
 
-    fn note(&self, what: &str, text: impl std::fmt::Display) {
-        println!("note  {what:10} {text}");
+    fn note(&mut self, what: &'static str, text: impl std::fmt::Display) {
+        self.list.push(Finding { level: Level::Note, what, text: text.to_string() });
     }
 
-    fn bad(&mut self, what: &str, text: impl std::fmt::Display) {
-        self.bad += 1;
-        println!("BAD   {what:10} {text}");
+    fn bad(&mut self, what: &'static str, text: impl std::fmt::Display) {
+        self.list.push(Finding { level: Level::Bad, what, text: text.to_string() });
+    }
+
+    fn show(&self) {
+        for Finding { level, what, text } in &self.list {
+            let level = match level {
+                Level::Ok => "ok",
+                Level::Note => "note",
+                Level::Bad => "BAD",
+            };
+            println!("{level:5} {what:10} {text}");
+        }
     }
 }
 
 impl Doctor {
     pub fn run(self, common: &Common) -> Outcome {
-        let mut findings = Findings { bad: 0 };
+        let mut findings = Findings::default();
         match open_pack(common) {
             Ok(pack) => {
                 findings
@@ -70,7 +110,13 @@ impl Doctor {
             }
             Err(e) => findings.bad("manifest", format!("{e} (`siteline check-manifest` shows where)")),
         }
-        Ok(if findings.bad == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+        if self.json {
+            println!("{}", printable::json(&findings.list, true));
+        } else {
+            findings.show();
+        }
+        let is_bad = findings.list.iter().any(|finding| finding.level == Level::Bad);
+        Ok(if is_bad { ExitCode::from(1) } else { ExitCode::SUCCESS })
     }
 }
 

@@ -1,11 +1,14 @@
 //! `siteline history`
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::process::ExitCode;
 
 use clap::Args;
-use siteline_cache::Access;
-use siteline_pipeline::why;
+use schemars::JsonSchema;
+use serde::Serialize;
+use siteline_cache::{Access, Digest};
+use siteline_pipeline::printable;
+use siteline_pipeline::why::{self, Change};
 
 use super::{Outcome, time_of};
 use crate::args::Common;
@@ -21,69 +24,150 @@ pub struct History {
     /// The instances; axes that are left out may be anything
     #[arg(required = true, value_name = "PATTERN")]
     instances: Vec<String>,
+    /// As JSON on standard output; `siteline schema --json-of history` describes it
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the store remembers of an instance.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Past {
+    /// The instance.
+    instance: String,
+    /// Runs in which it failed, the latest first.
+    failures: Vec<FailedIn>,
+    /// Runs that executed it once more under a key that had its result already; the earlier result counts.
+    again: Vec<String>,
+    /// Its executions, the latest first.
+    executions: Vec<Execution>,
+}
+
+/// A run in which an instance failed.
+#[derive(Debug, Serialize, JsonSchema)]
+struct FailedIn {
+    /// The run.
+    run: String,
+    /// What went wrong.
+    message: String,
+}
+
+/// An execution that made a result.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Execution {
+    /// The key that it ran under.
+    #[schemars(with = "String")]
+    key: Digest,
+    /// The run.
+    run: String,
+    /// Its end, in milliseconds since 1970.
+    finished_ms: u64,
+    /// How long it took.
+    seconds: f64,
+    /// Whether its record is gone, so that nothing more is known.
+    gone: bool,
+    /// What it measured.
+    metrics: BTreeMap<String, f64>,
+    /// What differs from the execution before.
+    changes: Vec<Change>,
 }
 
 impl History {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
         let planner = project.planner()?;
-        let found = find_instances(&planner, &self.instances)?;
-        let failures = failures(&project);
-        for (place, node) in found.iter().enumerate() {
-            let name = &planner.graph.dag[*node].name;
-            if found.len() > 1 {
-                println!("{}{name}", if place > 0 { "\n" } else { "" });
+        let mut told = told(&project);
+        let mut all = Vec::new();
+        for node in find_instances(&planner, &self.instances)? {
+            let instance = planner.graph.dag[node].name.clone();
+            let executions = executions(&project, &instance)?;
+            let Told { failures, mut executed } = told.remove(&instance).unwrap_or_default();
+            executed.retain(|run| !executions.iter().any(|execution| execution.run == *run));
+            all.push(Past { instance, failures, again: executed, executions });
+        }
+        if self.json {
+            println!("{}", printable::json(&all, true));
+            return Ok(ExitCode::SUCCESS);
+        }
+        for (place, past) in all.iter().enumerate() {
+            if all.len() > 1 {
+                println!("{}{}", if place > 0 { "\n" } else { "" }, past.instance);
             }
-            executions(&project, &failures, name)?;
+            past.show();
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// By instance: the runs in which it failed, the latest first, and why.
-type Failures = HashMap<String, Vec<(String, String)>>;
-
-fn failures(project: &Project) -> Failures {
-    let mut found = Failures::new();
-    let manifest = &project.loaded.manifest.name;
-    for run in project.store.runs().into_iter().filter(|run| run.manifest == *manifest) {
-        for outcome in project.store.outcomes(&run.id).into_iter().filter(|outcome| outcome.outcome == "failed") {
-            let message = outcome.message.unwrap_or_default();
-            found.entry(outcome.instance).or_default().push((run.id.clone(), message));
-        }
-    }
-    found
+/// What runs tell of an instance, the latest first.
+#[derive(Default)]
+struct Told {
+    failures: Vec<FailedIn>,
+    executed: Vec<String>,
 }
 
-/// Prints the executions of an instance, the latest first.
-fn executions(project: &Project, failures: &Failures, name: &str) -> Result<(), CommandError> {
-    let executions = project.store.executions_of(&project.loaded.manifest.name, name)?;
-    let failed = failures.get(name).map(Vec::as_slice).unwrap_or_default();
-    for (run, message) in failed {
-        println!("failed in run {run}: {message}");
-    }
-    if executions.is_empty() {
-        if failed.is_empty() {
-            println!("{name} was never executed in this store.");
+/// What all runs of the manifest tell, by instance. Each run is read once.
+fn told(project: &Project) -> HashMap<String, Told> {
+    let mut all: HashMap<String, Told> = HashMap::new();
+    let manifest = &project.loaded.manifest.name;
+    for run in project.store.runs().into_iter().filter(|run| run.manifest == *manifest) {
+        for outcome in project.store.outcomes(&run.id) {
+            match outcome.outcome.as_str() {
+                "failed" => {
+                    let message = outcome.message.unwrap_or_default();
+                    all.entry(outcome.instance).or_default().failures.push(FailedIn { run: run.id.clone(), message });
+                }
+                "executed" => all.entry(outcome.instance).or_default().executed.push(run.id.clone()),
+                _ => {}
+            }
         }
-        return Ok(());
     }
+    all
+}
+
+/// The executions of an instance, the latest first.
+fn executions(project: &Project, instance: &str) -> Result<Vec<Execution>, CommandError> {
+    let executions = project.store.executions_of(&project.loaded.manifest.name, instance)?;
     let records: Vec<_> = executions.iter().map(|execution| project.store.record(&execution.key)).collect();
-    for (place, execution) in executions.iter().enumerate() {
-        let took = execution.finished_ms.saturating_sub(execution.started_ms) as f64 / 1000.0;
-        let finished = time_of(execution.finished_ms);
-        println!("{finished}  key {}  took {took:.1} s  in run {}", execution.key.short(), execution.run);
-        let Some(record) = &records[place] else {
-            println!("  its record is gone");
-            continue;
-        };
-        for (metric, value) in &record.metrics {
-            println!("  {metric} = {value}");
-        }
+    let mut all = Vec::new();
+    for (place, execution) in executions.into_iter().enumerate() {
+        let record = records[place].as_ref();
         let before = records[place + 1..].iter().flatten().next();
-        if let (Some(before), Ok(parts)) = (before, record.parts.read()) {
-            why::changes(before, &parts).iter().for_each(|change| println!("  {change}"));
+        let parts = record.and_then(|record| record.parts.read().ok());
+        let changes = before.zip(parts).map(|(before, parts)| why::changes(before, &parts)).unwrap_or_default();
+        all.push(Execution {
+            key: execution.key,
+            run: execution.run,
+            finished_ms: execution.finished_ms,
+            seconds: execution.finished_ms.saturating_sub(execution.started_ms) as f64 / 1000.0,
+            gone: record.is_none(),
+            metrics: record.map(|record| record.metrics.clone()).unwrap_or_default(),
+            changes,
+        });
+    }
+    Ok(all)
+}
+
+impl Past {
+    fn show(&self) {
+        for FailedIn { run, message } in &self.failures {
+            println!("failed in run {run}: {message}");
+        }
+        for run in &self.again {
+            println!("executed once more in run {run}; the earlier result counts");
+        }
+        if self.executions.is_empty() && self.failures.is_empty() {
+            println!("{} was never executed in this store.", self.instance);
+        }
+        for execution in &self.executions {
+            let Execution { key, run, finished_ms, seconds, .. } = execution;
+            println!("{}  key {}  took {seconds:.1} s  in run {run}", time_of(*finished_ms), key.short());
+            if execution.gone {
+                println!("  its record is gone");
+            }
+            for (metric, value) in &execution.metrics {
+                println!("  {metric} = {value}");
+            }
+            execution.changes.iter().for_each(|change| println!("  {change}"));
         }
     }
-    Ok(())
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use clap::Args;
+use schemars::JsonSchema;
+use serde::Serialize;
 use siteline_cache::Access;
 use siteline_pipeline::NodeIndex;
 use siteline_pipeline::plan::{Plan as Planned, Planner, State};
@@ -28,7 +30,7 @@ pub struct Plan {
     /// Show each instance, with the reason why it runs
     #[arg(short, long)]
     verbose: bool,
-    /// As JSON on standard output; `siteline schema --plan` describes it
+    /// As JSON on standard output; `siteline schema --json-of plan` describes it
     #[arg(long)]
     json: bool,
 }
@@ -44,7 +46,7 @@ impl Plan {
             println!("{}", printable::json(&json, true));
             return Ok(ExitCode::SUCCESS);
         }
-        print!("{}", by_stage(&planner, &plan, None));
+        print!("{}", by_stage(&StageCount::of_all(&planner, &plan, None)));
         for cost in SelectionCost::of(&planner) {
             println!("\n{}", cost.line());
         }
@@ -71,7 +73,7 @@ fn line(planner: &Planner, plan: &Planned, node: NodeIndex) -> String {
     let name = &planner.graph.dag[node].name;
     match plan.state(node) {
         State::Cached(record) => format!("  cached  {name}  ({})", record.key.short()),
-        State::Stale { reason } => format!("  run     {name}  because {reason}"),
+        State::Stale { reason, .. } => format!("  run     {name}  because {reason}"),
         State::Waiting { on } => {
             let first = &planner.graph.dag[on[0]].name;
             let more = if on.len() > 1 { format!(" and {} more", on.len() - 1) } else { String::new() };
@@ -81,25 +83,51 @@ fn line(planner: &Planner, plan: &Planned, node: NodeIndex) -> String {
     }
 }
 
-/// A table of stages: cached, run, wait; of some instances, if only they are `shown`.
-pub fn by_stage(planner: &Planner, plan: &Planned, shown: Option<&BTreeSet<NodeIndex>>) -> String {
-    let mut text = format!("{:24} {:>8} {:>8} {:>8} {:>8}\n", "stage", "all", "cached", "run", "wait");
-    for stage in planner.loaded.manifest.stages.keys() {
-        let (mut cached, mut stale, mut waiting) = (0, 0, 0);
+/// How many instances of a stage stand where.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub struct StageCount {
+    /// The stage.
+    stage: String,
+    /// Instances in all.
+    all: usize,
+    /// Their results are in the store.
+    cached: usize,
+    /// They must run.
+    run: usize,
+    /// They read what is made anew.
+    wait: usize,
+}
+
+impl StageCount {
+    /// Counts all instances, or those that are `shown`; stages that have none of these are left out.
+    pub fn of_all(planner: &Planner, plan: &Planned, shown: Option<&BTreeSet<NodeIndex>>) -> Vec<Self> {
+        let mut counts: Vec<Self> = Vec::new();
         let asked = |node: &NodeIndex| shown.is_none_or(|shown| shown.contains(node));
-        for node in planner.graph.dag.node_indices().filter(|n| *planner.graph.dag[*n].stage == **stage).filter(asked) {
-            match plan.state(node) {
-                State::Cached(_) => cached += 1,
-                State::Stale { .. } => stale += 1,
-                State::Waiting { .. } => waiting += 1,
-                State::NotSelected => {}
+        for stage in planner.loaded.manifest.stages.keys() {
+            let mut count = Self { stage: stage.clone(), ..Self::default() };
+            let of_stage = |node: &NodeIndex| *planner.graph.dag[*node].stage == **stage && asked(node);
+            for node in planner.graph.dag.node_indices().filter(of_stage) {
+                match plan.state(node) {
+                    State::Cached(_) => count.cached += 1,
+                    State::Stale { .. } => count.run += 1,
+                    State::Waiting { .. } => count.wait += 1,
+                    State::NotSelected => {}
+                }
+            }
+            count.all = count.cached + count.run + count.wait;
+            if shown.is_none() || count.all > 0 {
+                counts.push(count);
             }
         }
-        let all = cached + stale + waiting;
-        if shown.is_some() && all == 0 {
-            continue;
-        }
-        text.push_str(&format!("{stage:24} {all:>8} {cached:>8} {stale:>8} {waiting:>8}\n"));
+        counts
+    }
+}
+
+/// A table of stages: cached, run, wait.
+pub fn by_stage(counts: &[StageCount]) -> String {
+    let mut text = format!("{:24} {:>8} {:>8} {:>8} {:>8}\n", "stage", "all", "cached", "run", "wait");
+    for StageCount { stage, all, cached, run, wait } in counts {
+        text.push_str(&format!("{stage:24} {all:>8} {cached:>8} {run:>8} {wait:>8}\n"));
     }
     text
 }

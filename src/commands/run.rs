@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Args;
 use siteline_cache::Access;
 use siteline_pipeline::event::Summary;
+use siteline_pipeline::plan::{Plan, Planner, State};
 use siteline_pipeline::run::{self, Settings};
 use siteline_pipeline::sandbox::Sandbox;
+use siteline_pipeline::{NodeIndex, protocol};
 
 use super::{Outcome, count};
 use crate::args::{Chosen, Common};
@@ -54,7 +56,7 @@ pub struct Run {
     /// Show neither progress nor table
     #[arg(short, long)]
     quiet: bool,
-    /// Events on standard output, one JSON object a line (`siteline schema --events`)
+    /// Events on standard output, one JSON object a line (`siteline schema --json-of run`)
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
 }
@@ -88,6 +90,7 @@ impl Run {
             command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
             chosen: self.chosen.words(),
         };
+        tell_of_cuts(&planner, &plan, &settings);
         let stop = Arc::new(AtomicBool::new(false));
         let flag = stop.clone();
         ctrlc::set_handler(move || {
@@ -121,6 +124,11 @@ impl Run {
                 Ok(Written { folder, any: true, .. }) => tell!("Results: {}", folder.display()),
                 _ => {}
             }
+            if let Some(old) = written.as_ref().ok().and_then(|written| written.old.first()) {
+                let others = written.as_ref().map_or(0, |written| written.old.len() - 1);
+                let more = if others > 0 { format!(" and {others} more") } else { String::new() };
+                tell!("Still of an earlier run: {}{more}", old.display());
+            }
         }
         // The process is about to end: taking thousands of instances apart one by one would only keep its user waiting.
         std::mem::forget((planner, plan, project.graph.clone()));
@@ -133,6 +141,30 @@ impl Run {
             (_, true) => ExitCode::from(130),
             _ => ExitCode::from(1),
         })
+    }
+}
+
+/// Says of which resources a stage that runs gets less than it asks for: there are no more.
+fn tell_of_cuts(planner: &Planner, plan: &Plan, settings: &Settings) {
+    let is_open = |node: &NodeIndex| matches!(plan.state(*node), State::Stale { .. } | State::Waiting { .. });
+    for (name, stage) in &planner.loaded.manifest.stages {
+        let Some(asked) = &stage.resources else { continue };
+        let runs = |node: &NodeIndex| *planner.graph.dag[*node].stage == **name && is_open(node);
+        if !planner.graph.dag.node_indices().any(|node| runs(&node)) {
+            continue;
+        }
+        let (cpu, gpu) = (asked.cpu.unwrap_or(0), asked.gpu.unwrap_or(0));
+        let bytes = asked.memory.as_ref().and_then(|text| protocol::bytes(text).ok()).unwrap_or(0);
+        if cpu > settings.jobs {
+            tracing::warn!("`{name}` asks for {}; there are {}", count(cpu, "CPU slot"), settings.jobs);
+        }
+        if gpu > settings.gpus.len() {
+            tracing::warn!("`{name}` asks for {}; there are {}", count(gpu, "GPU"), settings.gpus.len());
+        }
+        if bytes > settings.memory {
+            let (asked, all) = (bytes as f64 / 1e9, settings.memory as f64 / 1e9);
+            tracing::warn!("`{name}` asks for {asked:.1} GB of memory; there are {all:.1} GB");
+        }
     }
 }
 

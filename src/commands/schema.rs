@@ -2,64 +2,91 @@
 
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use schemars::schema_for;
 use serde_json::json;
+use siteline_pipeline::manifest;
+use siteline_pipeline::pack::Home;
+use siteline_pipeline::protocol::StageKind;
 
-use super::Outcome;
+use super::{Outcome, audit, diff, doctor, history, status, trace, why};
 use crate::args::Common;
 use crate::diagnostic::CommandError;
-use crate::project::open_pack;
+use crate::project::{manifest_path, open_pack};
 
 /// Print the JSON Schema of the manifest, for editors, or the parameters of a stage kind.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  siteline schema >siteline.schema.json\n  siteline schema --kinds\n  siteline schema --kind train"
+    after_help = "Examples:\n  siteline schema >siteline.schema.json\n  siteline schema --kinds\n  siteline schema --kind train\n  siteline schema --json-of status"
 )]
 pub struct Schema {
     /// List the stage kinds
     #[arg(long, conflicts_with = "kind")]
     kinds: bool,
-    /// The events of `siteline run --json`
-    #[arg(long, conflicts_with_all = ["kind", "kinds"])]
-    events: bool,
-    /// The summary that a run leaves in its folder
-    #[arg(long, conflicts_with_all = ["kind", "kinds", "events"])]
-    summary: bool,
-    /// What `siteline plan --json` prints
-    #[arg(long, conflicts_with_all = ["kind", "kinds", "events", "summary"])]
-    plan: bool,
+    /// What a verb says with `--json`, or a run's summary.json
+    #[arg(long, value_name = "VERB", conflicts_with_all = ["kind", "kinds"])]
+    json_of: Option<Answer>,
     /// The inputs, outputs and parameters of one stage kind
     #[arg(long, value_name = "KIND")]
     kind: Option<String>,
+}
+
+/// What is said in JSON.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Answer {
+    /// Each event of `run --json`
+    Run,
+    /// The summary.json that a run leaves in its folder
+    Summary,
+    Plan,
+    Status,
+    Why,
+    History,
+    Audit,
+    Diff,
+    /// One number, or one instance
+    Trace,
+    Doctor,
+}
+
+impl Answer {
+    fn schema(self) -> serde_json::Value {
+        match self {
+            Self::Run => siteline_pipeline::event::schema(),
+            Self::Summary => siteline_pipeline::event::summary_schema(),
+            Self::Plan => siteline_pipeline::plan_json::schema(),
+            Self::Status => schema_for!(status::Standing).to_value(),
+            Self::Why => schema_for!(Vec<why::Explanation>).to_value(),
+            Self::History => schema_for!(Vec<history::Past>).to_value(),
+            Self::Audit => schema_for!(audit::Audited).to_value(),
+            Self::Diff => schema_for!(diff::Difference).to_value(),
+            Self::Trace => schema_for!(trace::Traced).to_value(),
+            Self::Doctor => schema_for!(Vec<doctor::Finding>).to_value(),
+        }
+    }
 }
 
 impl Schema {
     pub fn run(self, common: &Common) -> Outcome {
         let show =
             |value: serde_json::Value| println!("{}", serde_json::to_string_pretty(&value).expect("a schema is JSON"));
-        let described: [(bool, fn() -> serde_json::Value); 3] = [
-            (self.events, siteline_pipeline::event::schema),
-            (self.summary, siteline_pipeline::event::summary_schema),
-            (self.plan, siteline_pipeline::plan_json::schema),
-        ];
-        if let Some((_, schema)) = described.into_iter().find(|(asked, _)| *asked) {
-            show(schema());
+        if let Some(answer) = self.json_of {
+            show(answer.schema());
             return Ok(ExitCode::SUCCESS);
         }
         if !self.kinds && self.kind.is_none() {
             // Without a worker it lacks the kinds, and is a schema all the same.
-            let kinds = open_pack(common).map(|pack| pack.kinds).unwrap_or_default();
-            show(siteline_pipeline::manifest::editor::schema(&kinds));
+            show(siteline_pipeline::manifest::editor::schema(&kinds(common).unwrap_or_default()));
             return Ok(ExitCode::SUCCESS);
         }
-        let pack = open_pack(common)?;
+        let kinds = kinds(common)?;
         if self.kinds {
-            pack.kinds.iter().for_each(|kind| println!("{:24} {}", kind.name, kind.summary));
+            kinds.iter().for_each(|kind| println!("{:24} {}", kind.name, kind.summary));
             return Ok(ExitCode::SUCCESS);
         }
         let name = self.kind.unwrap_or_default();
-        let kind = pack.kinds.iter().find(|kind| kind.name == name).ok_or_else(|| {
-            let known = pack.kinds.iter().map(|k| k.name.as_str());
+        let kind = kinds.iter().find(|kind| kind.name == name).ok_or_else(|| {
+            let known = kinds.iter().map(|k| k.name.as_str());
             let hint = siteline_pipeline::diagnostic::suggest(&name, "the stage kinds are", known);
             CommandError::request(format!("there is no stage kind `{name}`"), hint)
         })?;
@@ -67,5 +94,22 @@ impl Schema {
             json!({"kind": kind.name, "summary": kind.summary, "inputs": kind.inputs, "sources": kind.sources, "outputs": kind.outputs, "parameters": kind.params}),
         );
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The built-in kinds, and where there is a manifest those of its packs.
+fn kinds(common: &Common) -> Result<Vec<StageKind>, CommandError> {
+    let pack = open_pack(common)?;
+    let Some(path) = manifest_path(common) else { return Ok(pack.kinds) };
+    match manifest::load(&path, &[], &pack) {
+        Ok(loaded) => {
+            let all = loaded.kinds.into_iter().zip(loaded.homes);
+            Ok(all.filter(|(_, home)| *home != Home::Command).map(|(kind, _)| kind).collect())
+        }
+        Err(e) => {
+            let path = path.display();
+            tracing::warn!("{path} cannot be used ({e}), so that kinds of its packs are not among these");
+            Ok(pack.kinds)
+        }
     }
 }

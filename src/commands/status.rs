@@ -1,24 +1,60 @@
 //! `siteline status`
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::process::ExitCode;
 
 use clap::Args;
+use schemars::JsonSchema;
+use serde::Serialize;
 use siteline_cache::Access;
-use siteline_pipeline::NodeIndex;
+use siteline_pipeline::plan::{Plan, Planner, State};
+use siteline_pipeline::{NodeIndex, printable};
 
-use super::{Outcome, count, plan};
+use super::diff::RunJson;
+use super::plan::{self, StageCount};
+use super::{Outcome, count};
 use crate::args::Common;
 use crate::partial::Partial;
 use crate::project::{Project, find_instances};
 
-/// Show how far the experiment is: by stage, the last runs, what failed.
+/// Show how far the experiment is: by stage, the last runs, what is at work, what failed.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  siteline status\n  siteline status 'train[held_out=C]' evaluate")]
 pub struct Status {
     /// Only these instances; axes that are left out may be anything
     #[arg(value_name = "PATTERN")]
     instances: Vec<String>,
+    /// As JSON on standard output; `siteline schema --json-of status` describes it
+    #[arg(long)]
+    json: bool,
+}
+
+/// How far an experiment is.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Standing {
+    /// The manifest's name.
+    manifest: String,
+    /// Its stages, in the manifest's order.
+    stages: Vec<StageCount>,
+    /// Instances that somebody is at work on at this moment.
+    at_work: Vec<String>,
+    /// How many runs the store knows.
+    runs: usize,
+    /// The last of them.
+    last: Option<RunJson>,
+    /// What failed in the last run.
+    failed: Vec<Failed>,
+    /// The scores so far; none where the sweep scores nothing or only some instances were asked for.
+    table: Option<Partial>,
+}
+
+/// An instance that failed.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Failed {
+    /// Its name.
+    instance: String,
+    /// Why.
+    message: Option<String>,
 }
 
 impl Status {
@@ -30,31 +66,65 @@ impl Status {
             true => None,
             false => Some(find_instances(&planner, &self.instances)?.into_iter().collect()),
         };
-        print!("{}", plan::by_stage(&planner, &plan, shown.as_ref()));
-        let name = &project.loaded.manifest.name;
-        let runs: Vec<_> = project.store.runs().into_iter().filter(|run| run.manifest == *name).collect();
-        match runs.first() {
-            None => println!("\n`{name}` was never run."),
-            Some(last) => {
-                println!("\nLast of {}: {} ({}): {}", count(runs.len(), "run"), last.id, last.state(), last.command);
-                let outcomes = project.store.outcomes(&last.id);
-                let names: Option<BTreeSet<&str>> =
-                    shown.as_ref().map(|shown| shown.iter().map(|n| planner.graph.dag[*n].name.as_str()).collect());
-                let asked = |name: &str| names.as_ref().is_none_or(|names| names.contains(name));
-                let failed: Vec<_> = outcomes.iter().filter(|o| o.outcome == "failed" && asked(&o.instance)).collect();
-                for outcome in failed.iter().take(10) {
-                    println!("  failed  {}: {}", outcome.instance, outcome.message.as_deref().unwrap_or("no word why"));
-                }
-                if failed.len() > 10 {
-                    println!("  and {} more", failed.len() - 10);
-                }
-                if shown.is_none()
-                    && let Some(partial) = Partial::of(&planner, &plan, &project.store, &outcomes)
-                {
-                    println!("\n{}", partial.text().trim_end());
-                }
-            }
+        let standing = Standing::of(&project, &planner, &plan, shown.as_ref());
+        if self.json {
+            println!("{}", printable::json(&standing, true));
+        } else {
+            standing.show();
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Standing {
+    fn of(project: &Project, planner: &Planner, plan: &Plan, shown: Option<&BTreeSet<NodeIndex>>) -> Self {
+        let name = project.loaded.manifest.name.clone();
+        let asked = |node: NodeIndex| shown.is_none_or(|shown| shown.contains(&node));
+        let name_of = |node: NodeIndex| planner.graph.dag[node].name.clone();
+        let runs: Vec<_> = project.store.runs().into_iter().filter(|run| run.manifest == name).collect();
+        let outcomes = runs.first().map(|last| project.store.outcomes(&last.id)).unwrap_or_default();
+        let leases = project.store.leases().into_iter().filter(|(_, _, lives)| *lives);
+        let held: HashSet<String> = leases.map(|(key, _, _)| key).collect();
+        // Of what is at work all inputs are there, so that its key is known.
+        let is_at_work = |node: &NodeIndex| match plan.state(*node) {
+            State::Stale { key, .. } => held.contains(&key.to_string()),
+            _ => false,
+        };
+        let order = || planner.graph.order.iter().copied().filter(|node| asked(*node));
+        let names: Option<HashSet<String>> = shown.map(|shown| shown.iter().copied().map(name_of).collect());
+        let failed = outcomes.iter().filter(|o| o.outcome == "failed");
+        let failed = failed.filter(|o| names.as_ref().is_none_or(|names| names.contains(&o.instance)));
+        let table = shown.is_none().then(|| Partial::of(planner, plan, &project.store, &outcomes)).flatten();
+        Self {
+            stages: StageCount::of_all(planner, plan, shown),
+            at_work: order().filter(is_at_work).map(name_of).collect(),
+            runs: runs.len(),
+            last: runs.first().map(RunJson::of),
+            failed: failed.map(|o| Failed { instance: o.instance.clone(), message: o.message.clone() }).collect(),
+            table,
+            manifest: name,
+        }
+    }
+
+    fn show(&self) {
+        print!("{}", plan::by_stage(&self.stages));
+        let Some(last) = &self.last else { return println!("\n`{}` was never run.", self.manifest) };
+        println!("\nLast of {}: {} ({}): {}", count(self.runs, "run"), last.id, last.state, last.command);
+        some(&self.at_work, |instance| println!("  at work {instance}"));
+        some(&self.failed, |Failed { instance, message }| {
+            println!("  failed  {instance}: {}", message.as_deref().unwrap_or("no word why"));
+        });
+        if let Some(table) = &self.table {
+            println!("\n{}", table.text().trim_end());
+        }
+    }
+}
+
+/// Shows the first of a list that may be long, and how many there are besides.
+fn some<T>(all: &[T], show: impl Fn(&T)) {
+    const MOST: usize = 10;
+    all.iter().take(MOST).for_each(show);
+    if all.len() > MOST {
+        println!("  and {} more", all.len() - MOST);
     }
 }

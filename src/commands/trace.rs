@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Args;
-use serde_json::json;
-use siteline_cache::{Access, Digest};
+use schemars::JsonSchema;
+use serde::Serialize;
+use siteline_cache::{Access, Digest, Store};
 use siteline_pipeline::lineage::Lineage;
 use siteline_pipeline::plan::{Plan, Planner, State};
 use siteline_pipeline::printable;
@@ -14,7 +15,7 @@ use super::{Outcome, count};
 use crate::args::Common;
 use crate::diagnostic::CommandError;
 use crate::project::{Project, find_instances};
-use crate::report::results::{Cell, Cells, find_tables};
+use crate::report::results::{Cell, Cells, ResultsTable, find_tables};
 
 /// Walk from one number of the table back to everything that it depends on.
 ///
@@ -22,21 +23,51 @@ use crate::report::results::{Cell, Cells, find_tables};
 /// and the environment.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  siteline trace method=mcdrl,held_out=C\n  siteline trace method=erm,held_out=average --metric iou\n  siteline trace method=mcdrl,held_out=C -v       every raw file\n  siteline trace method=mcdrl,held_out=C --json"
+    after_help = "Examples:\n  siteline trace method=mcdrl,held_out=C\n  siteline trace method=erm,held_out=average --metric iou\n  siteline trace method=mcdrl,held_out=C -v       every raw file\n  siteline trace method=mcdrl,held_out=C method=erm,held_out=C --json"
 )]
 pub struct Trace {
-    /// The number, by its row and column: `method=mcdrl,held_out=C`; or instances: `train[method=mcdrl,seed=*]`
-    #[arg(value_name = "CELL|PATTERN")]
-    cell: String,
+    /// Numbers, each by its row and column: `method=mcdrl,held_out=C`; or instances: `train[method=mcdrl,seed=*]`
+    #[arg(required = true, value_name = "CELL|PATTERN")]
+    cells: Vec<String>,
     /// The metric [default: the table's first]
     #[arg(long)]
     metric: Option<String>,
     /// List every raw file with its digest
     #[arg(short, long)]
     verbose: bool,
-    /// As JSON on standard output; several instances make a list
+    /// As JSON on standard output, several as a list; `siteline schema --json-of trace` describes each
     #[arg(long)]
     json: bool,
+}
+
+/// What something comes from.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Traced {
+    /// A number of a table.
+    Number {
+        /// The number.
+        cell: Cell,
+        /// The table that it stands in.
+        table: TableFact,
+        /// The executions that scored.
+        scores: Vec<Lineage>,
+    },
+    /// The last execution of an instance.
+    Instance(Lineage),
+}
+
+/// A table.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct TableFact {
+    /// The instance that made it.
+    instance: String,
+    /// Its key.
+    key: String,
+    /// The digest of its first file.
+    digest: String,
+    /// The number's row and column, by axis.
+    address: BTreeMap<String, String>,
 }
 
 impl Trace {
@@ -44,73 +75,98 @@ impl Trace {
         let project = Project::open(common, Access::Read)?;
         let mut planner = project.planner()?;
         let plan = planner.plan()?;
-        // A number's address has an axis and its value; `[axis=value]` will do as well.
-        let is_address = self.cell.contains('=') && (self.cell.starts_with('[') || !self.cell.contains('['));
-        if !is_address {
-            return self.instances(&project, &planner, &plan);
+        // Read once, and only if a number is asked for.
+        let mut tables = None;
+        let mut all = Vec::new();
+        for text in &self.cells {
+            // A number's address has an axis and its value; `[axis=value]` will do as well.
+            let is_address = text.contains('=') && (text.starts_with('[') || !text.contains('['));
+            if is_address {
+                let tables = match &mut tables {
+                    Some(tables) => tables,
+                    none => none.insert(find_tables(&planner, &plan)?),
+                };
+                all.push(number(&project.store, &planner, &plan, tables, (text, self.metric.as_deref()))?);
+            } else {
+                all.extend(instances(&project.store, &planner, &plan, text)?.into_iter().map(Traced::Instance));
+            }
         }
-        let tables = find_tables(&planner, &plan)?;
-        if tables.is_empty() {
-            let hint = "`siteline run` makes it; `siteline plan` shows what is missing".to_owned();
-            return Err(CommandError::refused("there is no results table that is up to date", hint));
-        }
-        // The first table that has the number; what is wrong with the address is said of the first table.
-        let address = |cells| find(cells, &self.cell, self.metric.as_deref());
-        let found: Vec<_> = tables.iter().map(|table| address(&table.cells).map(|cell| (table, cell))).collect();
-        let place = found.iter().position(Result::is_ok).unwrap_or(0);
-        let (table, cell) = found.into_iter().nth(place).expect("there is a table")?;
-        let mut lineages: Vec<Lineage> = Vec::new();
-        for (_, hit) in table.scores(&planner, &plan, cell) {
-            lineages.extend(project.store.record(&hit.key).map(|record| Lineage::of(&project.store, &record)));
-        }
-        if self.json {
-            let all = json!({"cell": cell, "table": {"instance": table.record.instance, "key": table.record.key}, "scores": lineages});
-            println!("{}", printable::json(&all, true));
-            return Ok(ExitCode::SUCCESS);
-        }
-        let address: Vec<_> =
-            table.cells.address(cell).into_iter().map(|(axis, value)| format!("{axis}={value}")).collect();
-        println!("{} {}  {}", cell.metric, cell.text, address.join(", "));
-        println!("  {} of {}, in {}", count(cell.runs, "run"), count(cell.images, "image"), table.record.instance);
-        println!("  table {}  key {}", table.record.outputs[0].digest.short(), table.record.key.short());
-        let mut tree = Tree { verbose: self.verbose, shown: BTreeMap::new() };
-        for (index, lineage) in lineages.iter().enumerate() {
-            tree.show("scores", lineage, "", index + 1 == lineages.len());
+        match all.as_slice() {
+            [one] if self.json => println!("{}", printable::json(one, true)),
+            several if self.json => println!("{}", printable::json(&several, true)),
+            all => show(all, self.verbose),
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-impl Trace {
-    /// The lineage of instances instead of a number's.
-    fn instances(&self, project: &Project, planner: &Planner, plan: &Plan) -> Outcome {
-        let mut lineages = Vec::new();
-        for node in find_instances(planner, std::slice::from_ref(&self.cell))? {
-            let record = match plan.state(node) {
-                State::Cached(hit) => project.store.record(&hit.key),
-                _ => None,
-            };
-            let Some(record) = record else {
-                let message = format!("`{}` is not up to date", planner.graph.dag[node].name);
-                return Err(CommandError::refused(message, "`siteline run` makes it".to_owned()));
-            };
-            lineages.push(Lineage::of(&project.store, &record));
-        }
-        if self.json {
-            println!(
-                "{}",
-                match lineages.as_slice() {
-                    [one] => printable::json(one, true),
-                    several => printable::json(&several, true),
+/// A number, by its address and its metric, from the first table that has it.
+fn number(
+    store: &Store,
+    planner: &Planner,
+    plan: &Plan,
+    tables: &[ResultsTable],
+    (address, metric): (&str, Option<&str>),
+) -> Result<Traced, CommandError> {
+    if tables.is_empty() {
+        let hint = "`siteline run` makes it; `siteline plan` shows what is missing".to_owned();
+        return Err(CommandError::refused("there is no results table that is up to date", hint));
+    }
+    // What is wrong with the address is said of the first table.
+    let found: Vec<_> =
+        tables.iter().map(|table| find(&table.cells, address, metric).map(|cell| (table, cell))).collect();
+    let place = found.iter().position(Result::is_ok).unwrap_or(0);
+    let (table, cell) = found.into_iter().nth(place).expect("there is a table")?;
+    let mut scores: Vec<Lineage> = Vec::new();
+    for (_, hit) in table.scores(planner, plan, cell) {
+        scores.extend(store.record(&hit.key).map(|record| Lineage::of(store, &record)));
+    }
+    let record = &table.record;
+    let table = TableFact {
+        instance: record.instance.clone(),
+        key: record.key.to_string(),
+        digest: record.outputs.first().map(|output| output.digest.to_string()).unwrap_or_default(),
+        address: table.cells.address(cell),
+    };
+    Ok(Traced::Number { cell: cell.clone(), table, scores })
+}
+
+/// The lineage of instances.
+fn instances(store: &Store, planner: &Planner, plan: &Plan, pattern: &String) -> Result<Vec<Lineage>, CommandError> {
+    let mut lineages = Vec::new();
+    for node in find_instances(planner, std::slice::from_ref(pattern))? {
+        let record = match plan.state(node) {
+            State::Cached(hit) => store.record(&hit.key),
+            _ => None,
+        };
+        let Some(record) = record else {
+            let message = format!("`{}` is not up to date", planner.graph.dag[node].name);
+            return Err(CommandError::refused(message, "`siteline run` makes it".to_owned()));
+        };
+        lineages.push(Lineage::of(store, &record));
+    }
+    Ok(lineages)
+}
+
+/// Draws them; what was shown in one tree is named only in the next.
+fn show(all: &[Traced], verbose: bool) {
+    let mut tree = Tree { verbose, shown: BTreeMap::new() };
+    for (place, traced) in all.iter().enumerate() {
+        match traced {
+            Traced::Number { cell, table, scores } => {
+                let address: Vec<_> = table.address.iter().map(|(axis, value)| format!("{axis}={value}")).collect();
+                println!("{} {}  {}", cell.metric, cell.text, address.join(", "));
+                println!("  {} of {}, in {}", count(cell.runs, "run"), count(cell.images, "image"), table.instance);
+                println!("  table {}  key {}", &table.digest[..table.digest.len().min(12)], &table.key[..12]);
+                for (index, lineage) in scores.iter().enumerate() {
+                    tree.show("scores", lineage, "", index + 1 == scores.len());
                 }
-            );
-            return Ok(ExitCode::SUCCESS);
+            }
+            Traced::Instance(lineage) => {
+                let last = !matches!(all.get(place + 1), Some(Traced::Instance(_)));
+                tree.show("instance", lineage, "", last);
+            }
         }
-        let mut tree = Tree { verbose: self.verbose, shown: BTreeMap::new() };
-        for (place, lineage) in lineages.iter().enumerate() {
-            tree.show("instance", lineage, "", place + 1 == lineages.len());
-        }
-        Ok(ExitCode::SUCCESS)
     }
 }
 

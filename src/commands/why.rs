@@ -3,10 +3,13 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use schemars::JsonSchema;
+use serde::Serialize;
 use siteline_cache::{Access, Hit};
-use siteline_pipeline::NodeIndex;
 use siteline_pipeline::plan::{Plan, Planner, State};
-use siteline_pipeline::why::{self, Reason};
+use siteline_pipeline::plan_json::{InstanceJson, StateJson};
+use siteline_pipeline::why::{self, Change, Reason};
+use siteline_pipeline::{NodeIndex, printable};
 
 use super::Outcome;
 use crate::args::Common;
@@ -21,6 +24,24 @@ pub struct Why {
     /// The instances; axes that are left out may be anything
     #[arg(required = true, value_name = "PATTERN")]
     instances: Vec<String>,
+    /// Show every difference, however many there are
+    #[arg(short, long)]
+    verbose: bool,
+    /// As JSON on standard output; `siteline schema --json-of why` describes it
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where an instance stands, and why.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Explanation {
+    /// The instance, and its state.
+    #[serde(flatten)]
+    planned: InstanceJson,
+    /// What it reads and what must be made first.
+    waits_for: Vec<InstanceJson>,
+    /// What would differ from its last execution if everything that it reads came out as it did then.
+    own_changes: Vec<Change>,
 }
 
 impl Why {
@@ -28,48 +49,77 @@ impl Why {
         let project = Project::open(common, Access::Read)?;
         let mut planner = project.planner()?;
         let plan = planner.plan()?;
-        for node in find_instances(&planner, &self.instances)? {
-            explain(&mut planner, &plan, node);
+        let nodes = find_instances(&planner, &self.instances)?;
+        let all: Vec<_> = nodes.into_iter().map(|node| Explanation::of(&mut planner, &plan, node)).collect();
+        if self.json {
+            println!("{}", printable::json(&all, true));
+        } else {
+            let most = if self.verbose { usize::MAX } else { MOST };
+            all.iter().for_each(|explanation| println!("{}", explanation.text(most)));
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn explain(planner: &mut Planner, plan: &Plan, node: NodeIndex) {
-    let name = planner.graph.dag[node].name.clone();
-    match plan.state(node) {
-        State::Cached(hit) => println!("{name} is up to date (key {}, made by run {}).", hit.key.short(), hit.run),
-        State::Stale { reason } => println!("{name} must run: {}", spelled(reason)),
-        State::Waiting { on } => {
-            println!("{name} waits for what it reads:");
-            for needed in on {
-                let needed_name = &planner.graph.dag[*needed].name;
-                match plan.state(*needed) {
-                    State::Stale { reason } => println!("  {needed_name} must run: {}", spelled(reason)),
-                    _ => println!("  {needed_name} waits itself"),
+/// As many differences of an instance are shown where not all are asked for: a site may have thousands of images.
+const MOST: usize = 20;
+
+impl Explanation {
+    fn of(planner: &mut Planner, plan: &Plan, node: NodeIndex) -> Self {
+        let planned = InstanceJson::of(planner, plan, node);
+        let (waits_for, own_changes) = match plan.state(node) {
+            State::Waiting { on } => {
+                let on = on.iter().map(|needed| InstanceJson::of(planner, plan, *needed)).collect();
+                (on, own_changes(planner, node))
+            }
+            _ => (Vec::new(), Vec::new()),
+        };
+        Self { planned, waits_for, own_changes }
+    }
+
+    fn text(&self, most: usize) -> String {
+        let name = &self.planned.instance;
+        match &self.planned.state {
+            StateJson::Cached { key, run } => format!("{name} is up to date (key {}, made by run {run}).", &key[..12]),
+            StateJson::Run { why, .. } => format!("{name} must run: {}", spelled(why, most)),
+            StateJson::Wait { .. } => {
+                let mut lines = vec![format!("{name} waits for what it reads:")];
+                lines.extend(self.waits_for.iter().map(|needed| match &needed.state {
+                    StateJson::Run { why, .. } => format!("  {} must run: {}", needed.instance, spelled(why, most)),
+                    _ => format!("  {} waits itself", needed.instance),
+                }));
+                if !self.own_changes.is_empty() {
+                    lines.push("Apart from that, of its own:".to_owned());
+                    lines.extend(listed(&self.own_changes, most));
                 }
+                lines.join("\n")
             }
-            let own = own_changes(planner, node);
-            if !own.is_empty() {
-                println!("Apart from that, of its own:\n{}", own.join("\n"));
-            }
+            StateJson::NotSelected => format!("{name} is not part of the plan."),
         }
-        State::NotSelected => println!("{name} is not part of the plan."),
     }
 }
 
-fn spelled(reason: &Reason) -> String {
+fn spelled(reason: &Reason, most: usize) -> String {
     match reason {
         Reason::Changed { changes } => {
-            let lines: Vec<_> = changes.iter().map(|change| format!("\n  {change}")).collect();
+            let lines: Vec<_> = listed(changes, most).map(|line| format!("\n{line}")).collect();
             format!("since its last execution{}", lines.concat())
         }
         other => other.to_string(),
     }
 }
 
+/// A line for each change, and one that counts those that are too many.
+fn listed(changes: &[Change], most: usize) -> impl Iterator<Item = String> {
+    let left = changes.len().saturating_sub(most);
+    // A line that says that there is one more line says less than that line.
+    let shown = if left > 1 { most } else { changes.len() };
+    let more = (left > 1).then(|| format!("  and {left} more differences (`-v` shows all)"));
+    changes[..shown].iter().map(|change| format!("  {change}")).chain(more)
+}
+
 /// Differences that do not come from upstream: what its key would say if it read what its last execution read.
-fn own_changes(planner: &mut Planner, node: NodeIndex) -> Vec<String> {
+fn own_changes(planner: &mut Planner, node: NodeIndex) -> Vec<Change> {
     let manifest = planner.loaded.manifest.name.clone();
     let name = planner.graph.dag[node].name.clone();
     let Ok(executions) = planner.store.executions_of(&manifest, &name) else { return Vec::new() };
@@ -89,5 +139,5 @@ fn own_changes(planner: &mut Planner, node: NodeIndex) -> Vec<String> {
         return Vec::new();
     };
     let Ok(parts) = parts.read() else { return Vec::new() };
-    why::changes(&last, &parts).iter().map(|change| format!("  {change}")).collect()
+    why::changes(&last, &parts)
 }

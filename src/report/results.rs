@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use siteline_cache::{Hit, Store};
 use siteline_pipeline::NodeIndex;
 use siteline_pipeline::plan::{Plan, Planner, State};
@@ -35,7 +36,7 @@ pub struct Cells {
 }
 
 /// One number.
-#[derive(Clone, Debug, Deserialize, serde::Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 pub struct Cell {
     /// The metric.
     pub metric: String,

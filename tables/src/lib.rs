@@ -196,8 +196,10 @@ impl ResultsTable {
 
     /// What its numbers are, in words.
     fn words(&self) -> String {
+        // Without a second run nothing spreads, whatever axis there is to repeat over.
+        let once = self.cells.iter().all(|cell| cell.runs <= 1);
         let spread = match self.over.join(" and ") {
-            none if none.is_empty() => "each of one run".to_owned(),
+            over if over.is_empty() || once => "each of one run".to_owned(),
             over => format!("mean ± sample standard deviation (ddof 1) over {over}"),
         };
         let each = if self.metrics.iter().any(|metric| metric.is_distance()) {
@@ -214,7 +216,8 @@ impl ResultsTable {
                 "Values in percent, from counts of pixels summed over the images of each run".to_owned()
             }
         };
-        let mut text = format!("{values}; {spread}; `{AVERAGE}` is the mean over the values of {}.", self.column_axis);
+        let mut text =
+            format!("{values}; {spread}; the column {AVERAGE} is the mean over the values of {}.", self.column_axis);
         if self.cells.iter().any(|cell| cell.left_out > 0) {
             text.push_str(" [n]: so many images of all runs have no such value, as one of the two masks is empty, and are left out.");
         }

@@ -409,8 +409,10 @@ pub(crate) fn outputs(dir: &Path, layout: &Layout) -> Result<Vec<String>, Failur
                     "a link"
                 } else if kind.is_dir() {
                     "a folder"
-                } else {
+                } else if kind.is_file() {
                     "no folder"
+                } else {
+                    "neither a file nor a folder"
                 };
                 let hint = if kind.is_dir() { "; write `/` behind a folder's name" } else { "" };
                 return Err(Failure::new(format!("its output `{output}` is {what}{hint}")));

@@ -1,6 +1,6 @@
 //! Worker processes: started when needed, kept for the next instance, replaced after a crash or a cancelled run.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use super::streams::{self, Stream};
 use super::{Message, processes};
 use crate::protocol::{Request, RunRequest};
 
@@ -108,29 +109,19 @@ impl Workers {
                 outputs.send(message).is_ok()
             }
         };
-        // Dropped by whoever has read its stream to the end.
+        // Dropped when both streams have been read to their ends.
         let (reading, read) = channel::<()>();
-        thread::spawn({
-            let (say, reading) = (say.clone(), reading.clone());
-            move || {
-                each_line(stderr, |line| say(line.len(), Message::Line(number, line)));
-                drop(reading);
-            }
-        });
         thread::spawn(move || {
-            each_line(stdout, |line| {
+            let take = |stream, line: String| {
                 let bytes = line.len();
-                let message = match serde_json::from_str(&line) {
-                    Ok(reply) => Message::Reply(number, reply, bytes),
-                    Err(_) => Message::Line(number, line),
+                let message = match stream {
+                    Stream::Out => serde_json::from_str(&line).map(|reply| Message::Reply(number, reply, bytes)),
+                    Stream::Err => return say(bytes, Message::Line(number, line)),
                 };
-                say(bytes, message)
-            });
+                say(bytes, message.unwrap_or(Message::Line(number, line)))
+            };
+            streams::listen(stdout.into(), stderr.into(), take, || end_soon(pid));
             drop(reading);
-            // It can answer no more, whatever else it does.
-            if !processes::wait_for_end(pid, Some(LAST_WORDS)) {
-                processes::kill_group(pid);
-            }
         });
         let outputs = self.outputs.clone();
         thread::spawn(move || {
@@ -201,21 +192,11 @@ fn written_to(mut stdin: ChildStdin, pid: u32) -> Sender<String> {
     requests
 }
 
-/// Calls `take` with each line until it says no. Bytes that are no UTF-8 are replaced, and a line without end is cut.
-fn each_line(stream: impl Read, mut take: impl FnMut(String) -> bool) {
-    /// A reply with the description of a whole pack is far below this.
-    const LONGEST: u64 = 1 << 20;
-    let mut reader = BufReader::new(stream);
-    let mut bytes = Vec::new();
-    loop {
-        bytes.clear();
-        match reader.by_ref().take(LONGEST).read_until(b'\n', &mut bytes) {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
+/// Ends a worker that can answer no more, whatever else it does.
+fn end_soon(pid: u32) {
+    thread::spawn(move || {
+        if !processes::wait_for_end(pid, Some(LAST_WORDS)) {
+            processes::kill_group(pid);
         }
-        let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
-        if !take(line) {
-            return;
-        }
-    }
+    });
 }

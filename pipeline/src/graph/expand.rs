@@ -136,6 +136,17 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Refuses a sweep that leaves nothing to run: nobody means that, and "everything is up to date" would be its answer.
+    pub(super) fn refuse_empty(&mut self) {
+        let stages = &self.loaded.manifest.stages;
+        if self.dag.node_count() > 0 || stages.is_empty() {
+            return;
+        }
+        let hint = "`exclude` and the stages' `when` leave no point of the sweep".to_owned();
+        let place = if self.loaded.manifest.exclude.is_empty() { "stages" } else { "exclude" };
+        self.found.push(self.diagnostic(&[place], "no stage has an instance".into(), Some(hint)));
+    }
+
     fn instances_of(&self, name: &'a str, stage: &'a Stage) -> Result<Vec<Placed>, Diagnostic> {
         let loaded = self.loaded;
         let kind = loaded.kind_of(name);

@@ -126,8 +126,10 @@ impl<'a> Builder<'a> {
                 if count == 0 && !spec.optional {
                     let message =
                         format!("`{instance}` finds nothing for `{input}` among the instances of `{}`", join.stage);
-                    let hint = Some("a need that exists at some points only says so with `when`".into());
-                    problems.push(self.diagnostic(&path, message, hint));
+                    let hint = self
+                        .stranger(&join, members[place].0)
+                        .unwrap_or_else(|| "a need that exists at some points only says so with `when`".to_owned());
+                    problems.push(self.diagnostic(&path, message, Some(hint)));
                     break;
                 }
                 if count > 1 && !spec.many {
@@ -237,6 +239,21 @@ impl<'a> Builder<'a> {
             prepared.filter.as_ref().is_none_or(|condition| condition.holds(&either))
         };
         Some(prepared.by_labels.get(&labels).into_iter().flatten().filter(fits).copied().collect())
+    }
+
+    /// A value of an instance that `where` asks another axis for, which does not have it.
+    fn stranger(&self, join: &Join, node: NodeIndex) -> Option<String> {
+        let condition = Condition::parse(join.filter.as_ref()?).ok()?;
+        let point = &self.dag[node].point;
+        let pairs = condition.equalities();
+        pairs.iter().flat_map(|(left, right)| [(*left, *right), (*right, *left)]).find_map(|(own, other)| {
+            let (value, labels) = (point.get(own)?, self.labels.get(other)?);
+            let lacks = !point.contains_key(other) && !labels.contains(value);
+            lacks.then(|| {
+                let list: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
+                format!("`{value}` of the axis `{own}` is no value of `{other}`: {}", list.join(", "))
+            })
+        })
     }
 
     fn too_many(

@@ -1,15 +1,15 @@
 //! What a schema cannot see: names that must exist, conditions, cycles, joins that cannot be made.
 
+mod execution;
 mod kinds;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path};
 
 use super::load::as_node;
-use super::{AxisValue, CommandLine, Loaded, Stage, command, selection};
+use super::{AxisValue, Loaded, Stage, command, selection};
 use crate::diagnostic::{Diagnostic, suggest};
 use crate::pattern::Condition;
-use crate::protocol::{self, SourceFrom, StageKind};
+use crate::protocol::{SourceFrom, StageKind};
 use crate::tree::Span;
 
 /// What results tables call the mean over their columns.
@@ -87,6 +87,10 @@ impl Checker<'_> {
         }
         // Pairs of sites are joined by what no name may hold.
         for (name, values) in self.axes.clone().into_iter().filter(|(name, _)| name != selection::LEFT_OUT) {
+            if values.is_empty() && name != "site" {
+                let hint = "every instance has one of its values".to_owned();
+                self.add(self.span(&["axes", &name]), format!("the axis `{name}` has no values"), Some(hint));
+            }
             let mut seen = BTreeSet::new();
             for (index, value) in values.iter().enumerate() {
                 let place = index.to_string();
@@ -225,95 +229,6 @@ impl Checker<'_> {
                     ),
                     Some(format!("write `per: [{axis}]`")),
                 );
-            }
-        }
-    }
-
-    /// What says how instances run: a command's declarations, resources, timeout, retries.
-    fn execution(&mut self, name: &str, stage: &Stage) {
-        let key = |entry: &str| self.loaded.tree.key_span(&["stages", name, entry]);
-        if stage.run.is_some() {
-            let nothing = match &stage.run {
-                Some(CommandLine::Shell(text)) => text.trim().is_empty(),
-                Some(CommandLine::Words(words)) => words.first().is_none_or(String::is_empty),
-                None => false,
-            };
-            if nothing {
-                let hint = "a line for the shell, or a list of a program and its arguments".to_owned();
-                self.add(key("run"), format!("the command of the stage `{name}` is empty"), Some(hint));
-            }
-            if stage.outputs.is_empty() {
-                let hint =
-                    "name the files that the command writes: `outputs: [model.pt]`; one that ends in `/` is a folder";
-                self.add(key("run"), format!("the stage `{name}` declares no `outputs`"), Some(hint.into()));
-            }
-        } else {
-            let given = [
-                ("outputs", !stage.outputs.is_empty()),
-                ("results", !stage.results.is_empty()),
-                ("code", !stage.code.is_empty()),
-                ("files", !stage.files.is_empty()),
-                ("env", !stage.env.is_empty()),
-            ];
-            for (entry, _) in given.into_iter().filter(|(_, given)| *given) {
-                let hint = "a stage kind knows its own";
-                self.add(key(entry), format!("`{entry}` is for stages that `run` a command"), Some(hint.into()));
-            }
-        }
-        if stage.run.is_some() {
-            for (index, path) in stage.results.iter().enumerate().filter(|(_, path)| !stage.outputs.contains(path)) {
-                let span = self.span(&["stages", name, "results", &index.to_string()]);
-                let hint = suggest(path, "its outputs are", stage.outputs.iter().map(String::as_str));
-                self.add(span, format!("the stage `{name}` has no output `{path}`"), Some(hint));
-            }
-        }
-        for (index, path) in stage.outputs.iter().enumerate() {
-            let same = |other: &String| other.trim_end_matches('/') == path.trim_end_matches('/');
-            if stage.outputs[..index].iter().any(same) {
-                let span = self.span(&["stages", name, "outputs", &index.to_string()]);
-                self.add(span, format!("the output `{path}` is there twice"), Some("leave out one of them".into()));
-            } else if path.contains(['*', '?']) {
-                let span = self.span(&["stages", name, "outputs", &index.to_string()]);
-                let hint = "a name that ends in `/` is a folder with whatever is in it: `outputs: [plots/]`";
-                self.add(span, format!("the output `{path}` is a pattern"), Some(hint.into()));
-            }
-            let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
-            if path.contains("${") {
-                let span = self.span(&["stages", name, "outputs", &index.to_string()]);
-                let hint = "every instance has a directory of its own: call the output the same in all of them";
-                self.add(span, format!("an output has a fixed name, `{path}` has not"), Some(hint.into()));
-            }
-            if !plain || path.is_empty() || path.chars().any(char::is_control) || path.starts_with("inputs/") {
-                let span = self.span(&["stages", name, "outputs", &index.to_string()]);
-                let hint = "outputs are relative to the command's own working directory, and not in `inputs/`";
-                self.add(span, format!("{path:?} cannot be an output"), Some(hint.into()));
-            }
-        }
-        let times = [
-            (stage.timeout.as_ref(), vec!["stages", name, "timeout"]),
-            (stage.retry.as_ref().map(|retry| &retry.backoff), vec!["stages", name, "retry", "backoff"]),
-        ];
-        for (text, place) in times {
-            if let Some(Err(message)) = text.map(|text| super::duration(text)) {
-                self.add(self.span(&place), message, None);
-            }
-        }
-        let Some(resources) = &stage.resources else { return };
-        if let Some(Err(message)) = resources.memory.as_ref().map(|text| protocol::bytes(text)) {
-            self.add(self.span(&["stages", name, "resources", "memory"]), message, None);
-        }
-        for (token, wanted) in &resources.tokens {
-            let place = ["stages", name, "resources", "tokens", token];
-            match self.loaded.manifest.tokens.get(token) {
-                None => {
-                    let known = self.loaded.manifest.tokens.keys().map(String::as_str);
-                    let hint = suggest(token, "`tokens` has", known);
-                    self.add(self.loaded.tree.key_span(&place), format!("there is no token `{token}`"), Some(hint));
-                }
-                Some(all) if wanted > all => {
-                    self.add(self.span(&place), format!("there are only {all} of the token `{token}`"), None);
-                }
-                _ => {}
             }
         }
     }

@@ -1,0 +1,109 @@
+//! What verbs say in JSON, held to the schemas that `siteline schema` prints.
+
+use crate::space::{Said, Space};
+
+/// Holds each value to a schema. A validator in Rust would have the whole workspace built once more with other features.
+pub fn fit(space: &Space, schema: &serde_json::Value, values: &[serde_json::Value]) {
+    let Some(python) = std::env::var_os("SITELINE_TEST_PYTHON") else {
+        return crate::space::skipped("no Python with jsonschema: JSON is not held to its schemas");
+    };
+    space.write("schema.json", schema.to_string());
+    space.write("values.json", serde_json::Value::from(values).to_string());
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/fit_schema.py");
+    let files = [space.path("schema.json"), space.path("values.json")];
+    let output = std::process::Command::new(python).arg(script).args(files).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn schema(space: &Space, which: &str) -> serde_json::Value {
+    serde_json::from_str(&space.run(&["schema", "--json-of", which]).stdout).unwrap()
+}
+
+/// A run in which nearly everything happens that can, and one of two runs at once that waits for the other.
+#[test]
+fn events_summaries_and_plans_are_json_that_fits_its_schema() {
+    let space = crate::packs::space(
+        "  fine: {uses: odd}\n  tells: {run: \"echo ::progress 1/2 parts; echo ::metric m 1; echo ::warning w; echo x >out\", outputs: [out]}\n  slow: {run: \"sleep 2; echo x >out\", outputs: [out]}\n  bad: {uses: odd, with: {how: segv}, retry: {attempts: 2, backoff: 1s}}\n  behind: {run: echo >out, needs: {x: bad}, outputs: [out]}\n",
+    );
+    let plan: serde_json::Value = serde_json::from_str(&space.run(&["plan", "--json"]).stdout).unwrap();
+    fit(&space, &schema(&space, "plan"), &[plan]);
+    let start = || {
+        let mut command = space.command(&["run", "--json", "-j", "2"]);
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let both = [start(), start()].map(|child| Said::from(child.wait_with_output().unwrap()));
+    let events: Vec<serde_json::Value> =
+        both.iter().flat_map(|said| said.stdout.lines()).map(|line| serde_json::from_str(line).unwrap()).collect();
+    fit(&space, &schema(&space, "run"), &events);
+    let seen: std::collections::BTreeSet<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    for kind in [
+        "began",
+        "started",
+        "finished",
+        "failed",
+        "retries",
+        "blocked",
+        "warning",
+        "progress",
+        "waits-for-run",
+        "ended",
+    ] {
+        assert!(seen.contains(kind), "no `{kind}` among {seen:?}");
+    }
+    let summaries: Vec<serde_json::Value> = std::fs::read_dir(space.path(".siteline/runs"))
+        .unwrap()
+        .map(|run| std::fs::read_to_string(run.unwrap().path().join("summary.json")).unwrap())
+        .map(|text| serde_json::from_str(&text).unwrap())
+        .collect();
+    assert_eq!(summaries.len(), 2);
+    fit(&space, &schema(&space, "summary"), &summaries);
+    let plan: serde_json::Value = serde_json::from_str(&space.run(&["plan", "--json"]).stdout).unwrap();
+    fit(&space, &schema(&space, "plan"), std::slice::from_ref(&plan));
+    let states: std::collections::BTreeSet<&str> =
+        plan["instances"].as_array().unwrap().iter().map(|i| i["state"].as_str().unwrap()).collect();
+    assert_eq!(states, std::collections::BTreeSet::from(["cached", "run", "wait"]));
+}
+
+/// Each verb that answers in JSON, of a project in which something failed, something waits and something is out of date.
+#[test]
+fn answers_in_json_fit_their_schemas_and_say_what_the_text_says() {
+    let space = Space::of_commands(
+        "axes: {seed: [0, 1]}\nstages:\n  fit: {run: \"echo ${rate} ${seed} >out; echo ::metric loss ${rate}\", per: [seed], with: {rate: 0.5}, outputs: [out]}\n  bad: {run: \"exit 3\", outputs: [out]}\n  all: {run: \"cat inputs/fits/*/out >out\", needs: {fits: fit}, outputs: [out]}\n",
+    );
+    assert_eq!(space.run(&["run", "--plain"]).code, 1);
+    space.edit("siteline.yaml", "rate: 0.5", "rate: 0.25");
+    let answer = |words: &[&str]| -> serde_json::Value {
+        let said = space.run(words);
+        let value = serde_json::from_str(&said.stdout).unwrap_or_else(|e| panic!("{words:?}: {e}: {}", said.stderr));
+        fit(&space, &schema(&space, words[0]), std::slice::from_ref(&value));
+        value
+    };
+    let status = answer(&["status", "--json"]);
+    assert_eq!(status["stages"][0], serde_json::json!({"stage": "fit", "all": 2, "cached": 0, "run": 2, "wait": 0}));
+    assert_eq!(status["failed"][0]["instance"], "bad");
+    assert_eq!(status["last"]["state"], "failed");
+    let why = answer(&["why", "fit[seed=1]", "all", "bad", "--json"]);
+    let changes = why[0]["why"]["changes"].as_array().unwrap();
+    let rate = changes.iter().find(|change| change["what"] == "parameter with.rate").unwrap();
+    assert_eq!((rate["before"].as_str(), rate["after"].as_str()), (Some("0.5"), Some("0.25")));
+    let waiting = why.as_array().unwrap().iter().find(|one| one["instance"] == "all").unwrap();
+    assert_eq!(waiting["waits_for"].as_array().unwrap().len(), 2);
+    assert_eq!(space.run(&["run", "--plain"]).code, 1);
+    let history = answer(&["history", "fit[seed=1]", "bad", "--json"]);
+    let past = |name: &str| history.as_array().unwrap().iter().find(|past| past["instance"] == name).unwrap().clone();
+    assert_eq!(past("fit[seed=1]")["executions"][0]["metrics"]["loss"], 0.25);
+    assert_eq!(past("fit[seed=1]")["executions"][0]["changes"].as_array().unwrap().len(), changes.len());
+    assert_eq!(past("bad")["failures"].as_array().unwrap().len(), 2);
+    let diff = answer(&["diff", "--json"]);
+    assert_eq!(diff["changed"][1]["metrics"][0], serde_json::json!({"name": "loss", "before": 0.5, "after": 0.25}));
+    assert_eq!(diff["same"], 1, "{diff}");
+    let trace = answer(&["trace", "all", "--json"]);
+    assert_eq!(trace["inputs"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        space.run(&["trace", "all", "fit[seed=0]", "--json"]).stdout.matches("\"instance\": \"all\"").count(),
+        1
+    );
+    answer(&["audit", "--json"]);
+    let doctor = answer(&["doctor", "--json"]);
+    assert!(doctor.as_array().unwrap().iter().any(|finding| finding["what"] == "store"), "{doctor}");
+}
