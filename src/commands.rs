@@ -24,6 +24,10 @@ pub mod why;
 
 use std::process::ExitCode;
 
+use schemars::JsonSchema;
+use serde::Serialize;
+use siteline_cache::RunRow;
+
 use crate::args::{Args, Command};
 use crate::diagnostic::CommandError;
 
@@ -59,6 +63,24 @@ pub fn run(args: Args) -> Outcome {
             siteline_pipeline::processes::watch(&run);
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+/// A run, as verbs tell of it in JSON.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RunJson {
+    /// Its id.
+    pub id: String,
+    /// `running`, `done`, `failed`, `cancelled`, `killed`.
+    pub state: String,
+    /// The arguments of the command.
+    pub command: String,
+}
+
+impl RunJson {
+    /// A run of the store's.
+    pub fn of(run: &RunRow) -> Self {
+        Self { id: run.id.clone(), state: run.state().to_owned(), command: run.command.clone() }
     }
 }
 

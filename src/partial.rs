@@ -35,7 +35,7 @@ pub struct Partial {
 struct Cell {
     /// The scores that are in, by instance.
     values: BTreeMap<String, f64>,
-    /// Why others are not, by instance: `waiting`, `failed`, `blocked`, `not selected`.
+    /// Why others are not, by instance: `waiting`, `failed`, `blocked`, `not selected`, `no metric`.
     missing: BTreeMap<String, &'static str>,
 }
 

@@ -38,13 +38,7 @@ impl Project {
             Some(path) => path.clone(),
             None => find_manifest()?,
         };
-        let overrides = common
-            .overrides
-            .iter()
-            .map(|text| {
-                Override::parse(text).map_err(|message| CommandError::request(format!("--set: {message}"), None))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let overrides = overrides(common)?;
         let loaded = manifest::load(&path, &overrides, &pack).map_err(|found| with_overrides(found, &overrides))?;
         let root = common.store.clone().unwrap_or_else(|| loaded.root.join(".siteline"));
         let sharing = if common.shared_store { Sharing::Group } else { Sharing::Private };
@@ -67,6 +61,14 @@ impl Project {
     pub fn results(&self) -> PathBuf {
         self.loaded.root.join("results").join(&self.loaded.manifest.name)
     }
+}
+
+/// What the command line changes in the manifest.
+pub fn overrides(common: &Common) -> Result<Vec<Override>, CommandError> {
+    let read = |text: &String| {
+        Override::parse(text).map_err(|message| CommandError::request(format!("--set: {message}"), None))
+    };
+    common.overrides.iter().map(read).collect()
 }
 
 /// Errors are shown in the file; what the command line changes in it is not to be seen there.
@@ -94,7 +96,7 @@ pub fn project_folder(common: &Common) -> Result<PathBuf, CommandError> {
     let Some(manifest) = manifest_path(common) else {
         return std::env::current_dir().map_err(CommandError::file("read", Path::new(".")));
     };
-    Ok(manifest::load(&manifest, &[], &open_pack(common)?)?.root)
+    Ok(manifest::load(&manifest, &overrides(common)?, &open_pack(common)?)?.root)
 }
 
 /// The manifest that the options name, or the one here or above, if there is one.

@@ -25,23 +25,27 @@ pub struct Written {
     pub folder: PathBuf,
     /// Whether anything that is up to date lies there.
     pub any: bool,
-    /// Files there that an earlier run left and this one did not make anew.
-    pub old: Vec<PathBuf>,
+    /// Files there of an earlier run, which are out of date: the first, and their number.
+    pub old: Option<(PathBuf, usize)>,
 }
 
 /// Puts every result that is up to date into the results folder, and the report where there is a table.
 pub fn write(project: &Project, planner: &Planner, plan: &Plan) -> Result<Written, CommandError> {
     let folder = project.results();
-    let (mut any, mut old) = (false, Vec::new());
+    let (mut any, mut old) = (false, Old::default());
     let has_results = |node: &NodeIndex| planner.kind(*node).outputs.iter().any(|o| o.purpose == Purpose::Result);
     let with_results: Vec<NodeIndex> = planner.graph.dag.node_indices().filter(has_results).collect();
     for node in with_results.iter().copied() {
         // The only instance with results has the folder to itself; several have one each.
         let target = if with_results.len() == 1 { folder.clone() } else { folder_of(planner, &folder, node) };
         let wanted = planner.kind(node).outputs.iter().filter(|output| output.purpose == Purpose::Result);
-        let State::Cached(record) = plan.state(node) else {
-            old.extend(wanted.map(|output| target.join(&output.path)).filter(|path| path.exists()));
-            continue;
+        let record = match plan.state(node) {
+            State::Cached(record) => record,
+            State::Stale { .. } | State::Waiting { .. } => {
+                wanted.for_each(|output| old.look_at(target.join(&output.path)));
+                continue;
+            }
+            State::NotSelected => continue,
         };
         for output in wanted {
             let of = |path: &str| path == output.path || (output.path.ends_with('/') && path.starts_with(&output.path));
@@ -54,13 +58,36 @@ pub fn write(project: &Project, planner: &Planner, plan: &Plan) -> Result<Writte
     let tables = results::find_tables(planner, plan)?;
     let report = folder.join("report.html");
     let Some(first) = tables.first() else {
-        old.extend(report.exists().then_some(report));
-        return Ok(Written { table: None, report: None, folder, any, old });
+        if old.found.is_some() {
+            old.look_at(report);
+        }
+        return Ok(Written { table: None, report: None, folder, any, old: old.found });
     };
     let html = page::render(planner, plan, &tables)?;
     put(&report, html.as_bytes())?;
     let markdown = first.read(&project.store, "table.md")?;
-    Ok(Written { table: Some(String::from_utf8_lossy(&markdown).into_owned()), report: Some(report), folder, any, old })
+    Ok(Written {
+        table: Some(String::from_utf8_lossy(&markdown).into_owned()),
+        report: Some(report),
+        folder,
+        any,
+        old: old.found,
+    })
+}
+
+/// Files that are there and out of date.
+#[derive(Default)]
+struct Old {
+    found: Option<(PathBuf, usize)>,
+}
+
+impl Old {
+    fn look_at(&mut self, path: PathBuf) {
+        if path.exists() {
+            let (first, others) = self.found.take().unwrap_or((path, 0));
+            self.found = Some((first, others + 1));
+        }
+    }
 }
 
 fn folder_of(planner: &Planner, folder: &Path, node: NodeIndex) -> PathBuf {

@@ -107,3 +107,28 @@ fn answers_in_json_fit_their_schemas_and_say_what_the_text_says() {
     let doctor = answer(&["doctor", "--json"]);
     assert!(doctor.as_array().unwrap().iter().any(|finding| finding["what"] == "store"), "{doctor}");
 }
+
+/// The same of a study with scores.
+#[test]
+fn scores_tables_and_numbers_fit_their_schemas() {
+    let space = Space::finished();
+    let answer = |words: &[&str]| -> serde_json::Value {
+        let said = space.run(words);
+        let value = serde_json::from_str(&said.stdout).unwrap_or_else(|e| panic!("{words:?}: {e}: {}", said.stderr));
+        fit(&space, &schema(&space, words[0]), std::slice::from_ref(&value));
+        value
+    };
+    let audit = answer(&["audit", "--json"]);
+    let scores = audit["scores"].as_array().unwrap();
+    assert!(audit["clean"] == scores.len() && !scores.is_empty(), "{audit}");
+    assert!(scores.iter().all(|score| score["verdict"] == "clean" && score["in_common"]["images"] == 0), "{audit}");
+    let status = answer(&["status", "--json"]);
+    let rows = status["table"]["rows"].as_object().unwrap();
+    let cells = rows.values().flat_map(|row| row.as_object().unwrap().values());
+    assert!(cells.clone().count() > 0 && cells.clone().all(|cell| cell["missing"].as_object().unwrap().is_empty()));
+    let number = answer(&["trace", "method=mcdrl,held_out=A", "--json"]);
+    assert_eq!(number["table"]["address"]["held_out"], "A");
+    assert!(number["scores"][0]["inputs"].as_array().is_some_and(|inputs| !inputs.is_empty()), "{number}");
+    let both = space.run(&["trace", "method=mcdrl,held_out=A", "method=erm,held_out=A", "--json"]).stdout;
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&both).unwrap().as_array().unwrap().len(), 2);
+}

@@ -23,6 +23,7 @@ mod real_images;
 mod reliability;
 mod selection;
 mod verbs;
+mod watching;
 mod weights;
 
 #[test]

@@ -240,14 +240,28 @@ fn commands_and_groups_that_contradict_themselves_are_refused() {
     refused(&stage(z, "run: [], outputs: [o]"), "4:", "the command of the stage `a` is empty");
     refused(&stage(z, "run: '', outputs: [o]"), "4:", "the command of the stage `a` is empty");
     refused(&stage(z, "run: echo >o, outputs: [o], results: [p]"), "4:", "the stage `a` has no output `p`");
-    refused(&stage(z, "run: echo >o, outputs: [o], timeout: 0s"), "4:", "nothing ends within no time");
+    refused(&stage(z, "run: echo >o, outputs: [o], timeout: 0s"), "4:", "`timeout` must be more than zero");
     refused(&stage(z, "run: echo >o, outputs: [o], timeout: 20"), "4:", "`timeout` must be a text, not 20");
     refused(&stage(z, "run: echo >o, outputs: [o], env: {N: 4}"), "4:", "write it in quotation marks: `\"4\"`");
+    refused(&stage(z, "run: echo >o, outputs: [o], env: {N: 3.10}"), "4:", "quotation marks: `\"3.10\"`");
+    refused(&stage(z, "run: echo >o, per: z, outputs: [o]"), "4:", "write it as a list: `[z]`");
     refused(&stage(z, "run: echo >o, outputs: [o], env: {A B: x}"), "4:", "\"A B\" cannot be the name of a variable");
     refused(&stage("z: []", "run: echo >o, per: [z], outputs: [o]"), "3:", "the axis `z` has no values");
     refused(&stage("z: 0", "run: echo >o, per: [z], outputs: [o]"), "3:", "write it as a list: `[0]`");
-    refused(&stage("z: [true]", "run: echo >o, per: [z], outputs: [o]"), "3:", "`z` must be a whole number");
+    refused(
+        &stage("z: [true]", "run: echo >o, per: [z], outputs: [o]"),
+        "3:",
+        "`z` must be a whole number or a number or a text",
+    );
     refused(&stage("z: [.nan]", "run: echo >o, per: [z], outputs: [o]"), "3:", "a number must be finite");
+    for (site, message) in [
+        ("class: {name: 'a['}", "`a[` is no regular expression: unclosed character class"),
+        ("patient: {name: 'p[0-9]+'}", "write `(p[0-9]+)` to take all of it"),
+        ("class: {column: kind}", "`class` is a column, but the site `A` names no table"),
+    ] {
+        let site = format!("sites: {{A: {{images: a/*.png, masks: 'm/{{stem}}.png', {site}}}}}");
+        refused(&format!("{site}\nstages: {{a: {{run: echo >o, outputs: [o]}}}}\n"), "3:", message);
+    }
     let needs = "axes: {x: [1, 2], y: [2, 3]}\nstages:\n  a: {run: echo >o, per: [x], outputs: [o]}\n  b: {run: echo >o, per: [y], needs: {i: {stage: a, where: x == y}}, outputs: [o]}\n";
     refused(needs, "6:", "`3` of the axis `y` is no value of `x`: `1`, `2`");
     let all = "siteline: 1\nname: study\naxes: {z: [1]}\nexclude: [z == 1]\nstages: {a: {run: echo >o, per: [z], outputs: [o]}}\n";
@@ -257,9 +271,11 @@ fn commands_and_groups_that_contradict_themselves_are_refused() {
     assert!(said.code != 0 && said.stderr.contains("no stage has an instance"), "{}{}", said.stdout, said.stderr);
     // What the command line changes is not to be seen in the file.
     let space = Space::of_commands(&stage(z, "run: echo >o, outputs: [o]"));
-    for (pattern, message) in
-        [("a[z=1]x", "`x` does not belong behind the bracket"), ("a[z=1,z=2]", "give two patterns")]
-    {
+    for (pattern, message) in [
+        ("a[z=1]x", "`x` does not belong behind the bracket"),
+        ("a[z=1,z=2]", "give two patterns"),
+        ("a[z=1,z=1]", "`z=1` is there twice"),
+    ] {
         let said = space.run(&["plan", "--only", pattern]);
         assert!(said.code == 2 && said.stderr.contains(message), "{pattern}: {}", said.stderr);
     }

@@ -37,6 +37,8 @@ def work(how, folder):
         os.kill(os.getpid(), signal.SIGSEGV)
     if how == "closes":
         os.close(1); os.close(2); time.sleep(600)
+    if how == "last words":
+        sys.stderr.write("printed without an end by " + folder); sys.stderr.flush()
     if how == "control": write(folder, "a\nb", "x")
     if how == "steers":
         say("metric", name="dice\x1b[2J\nfake", value=0.5)
@@ -136,6 +138,24 @@ fn crashes_missing_outputs_bad_bytes_and_names_are_one_line_each() {
         "{}",
         said.stderr
     );
+}
+
+/// What a worker prints belongs to the instance that it was at work on, up to the last word, however many follow.
+#[test]
+fn prints_are_in_the_log_of_their_own_instance() {
+    let space = space("  bad: {uses: odd, with: {how: last words}, per: [padding]}\n");
+    space.edit("siteline.yaml", "packs:", "axes: {padding: {from: words.txt}}\npacks:");
+    space.write("words.txt", (0..60).map(|n| format!("w{n}\n")).collect::<String>());
+    let said = space.run(&["run", "--plain", "-j", "1"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let mut folders = std::collections::BTreeSet::new();
+    for n in 0..60 {
+        let log = space.run(&["log", &format!("bad[padding=w{n}]")]).stdout;
+        let printed: Vec<&str> = log.split("printed without an end by ").skip(1).collect();
+        assert_eq!(printed.len(), 1, "{n}: {log}");
+        folders.insert(printed[0].trim().to_owned());
+    }
+    assert!(folders.len() > 1, "{folders:?}");
 }
 
 /// Whatever a stage says, no verb sends a control character to the terminal.

@@ -1,6 +1,6 @@
 //! What people look at: histories, differences, checks, events, manual pages.
 
-use crate::space::{Said, Space};
+use crate::space::Space;
 
 const SWEEP: &str = r#"
 axes: {seed: [0, 1]}
@@ -221,15 +221,19 @@ fn a_manifest_is_checked_for_what_it_never_uses() {
     // Programs and data that a command names and does not declare.
     let space = Space::of_commands("stages: {}");
     let (absolute, root) = (space.path("data/c.csv"), space.root().display());
-    for name in ["scripts/fit.py", "data/a.csv", "data/b.csv", "data/c.csv"] {
+    for name in ["scripts/fit.py", "scripts/deep/run.py", "data/a.csv", "data/b.csv", "data/c.csv", "data/d.csv"] {
         space.write(name, "x");
     }
-    let run = format!("python3 scripts/fit.py --first=data/a.csv ./data/b.csv {} out", absolute.display());
+    let run = format!(
+        "python3 scripts/fit.py scripts/deep/run.py --first=data/a.csv ./data/b.csv data/d.csv {} out",
+        absolute.display()
+    );
     let manifest = format!(
         "siteline: 1\nname: study\nstages: {{fit: {{run: \"{run}\", code: [\"scripts/*.py\"], files: [\"data/a.csv\"], outputs: [out]}}}}\n"
     );
     space.write("siteline.yaml", manifest);
     let said = space.run(&["check-manifest"]).stderr;
+    assert!(said.contains("`data/d.csv` is a file") && said.contains("`scripts/deep/run.py` is a file"), "{said}");
     assert!(said.contains("`./data/b.csv` is a file of the project that `fit` does not declare"), "{said}");
     assert!(said.contains(&format!("`{root}/data/c.csv` is a file")) && said.contains("not noticed"), "{said}");
     assert!(!said.contains("`scripts/fit.py` is") && !said.contains("data/a.csv` is"), "{said}");
@@ -427,59 +431,4 @@ fn the_table_so_far_is_on_the_screen() {
     let text = screen(&["run", "--set", "stages.train.with.epochs=8"]).unwrap();
     let told = text.split("about ").skip(1).any(|rest| rest.split(' ').nth(2).is_some_and(|word| word == "left"));
     assert!(told && text.contains("cached"), "{text}");
-}
-
-/// A log is followed from before its instance starts until it has ended, and `status` names it meanwhile.
-#[test]
-fn a_log_is_followed_and_status_tells_what_is_at_work() {
-    let space = Space::of_commands(
-        "stages:\n  first: {run: \"sleep 0.5; echo >out\", outputs: [out]}\n  slow: {run: \"for i in 1 2 3; do echo line $i; sleep 0.5; done; test -e go || sleep 2; echo >out\", needs: {first: first}, outputs: [out]}\n",
-    );
-    let spawn = |words: &[&str]| {
-        let mut command = space.command(words);
-        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
-    };
-    let run = spawn(&["run", "--plain"]);
-    while !space.path(".siteline/runs").exists() || space.run(&["status"]).stdout.contains("never run") {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    let follows = spawn(&["log", "-f", "slow"]);
-    let mut at_work = std::collections::BTreeSet::new();
-    while space.run(&["status"]).stdout.contains("(running)") {
-        let status: serde_json::Value = serde_json::from_str(&space.run(&["status", "--json"]).stdout).unwrap();
-        at_work.extend(status["at_work"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()));
-    }
-    assert!(at_work.contains("slow"), "{at_work:?}");
-    let followed = Said::from(follows.wait_with_output().unwrap());
-    assert_eq!(followed.code, 0, "{}", followed.stderr);
-    assert!(followed.stdout.contains("line 1\nline 2\nline 3\n"), "{}", followed.stdout);
-    assert!(followed.stderr.contains("[executed in "), "{}", followed.stderr);
-    assert!(run.wait_with_output().unwrap().status.success());
-    assert_eq!(space.run(&["log", "-f", "*"]).code, 2);
-}
-
-/// What a run could not make anew is said to be old, what ran on purpose is in the history, and lists of differences end.
-#[test]
-fn old_results_repeated_runs_and_long_lists_are_told() {
-    let space = Space::of_commands(
-        "axes: {n: [1]}\nstages:\n  fit: {run: \"test ! -e bad; cat files/* >out\", per: [n], files: [files/*], outputs: [out], results: [out], resources: {cpu: 1000}}\n",
-    );
-    for index in 0..40 {
-        space.write(&format!("files/{index:02}"), "1");
-    }
-    let said = space.run(&["run", "--plain"]);
-    assert!(said.stderr.contains("`fit` asks for 1000 CPU slots"), "{}", said.stderr);
-    assert!(!said.stdout.contains("earlier run"), "{}", said.stdout);
-    assert_eq!(space.run(&["run", "--plain", "--force"]).code, 0);
-    let history = space.run(&["history", "fit"]).stdout;
-    assert!(history.contains("executed once more in run") && history.matches("took").count() == 1, "{history}");
-    for index in 0..40 {
-        space.write(&format!("files/{index:02}"), "2");
-    }
-    space.edit("siteline.yaml", "test ! -e bad", "exit 3");
-    let why = space.run(&["why", "fit"]).stdout;
-    assert!(why.lines().count() == 22 && why.contains("more differences (`-v` shows all)"), "{why}");
-    assert_eq!(space.run(&["why", "-v", "fit"]).stdout.lines().count(), 42);
-    let said = space.run(&["run", "--plain"]);
-    assert!(said.code == 1 && said.stdout.contains("Still of an earlier run: "), "{}", said.stdout);
 }

@@ -7,26 +7,16 @@ use crate::space::Space;
 
 const MANIFEST: &str = "manifests/planted-confounder.yaml";
 
-/// The Dice of an arm in a world over the seeds, in percent.
-struct Scores(Vec<f64>);
-
-impl Scores {
-    fn mean(&self) -> f64 {
-        self.0.iter().sum::<f64>() / self.0.len() as f64
-    }
-
-    /// The standard error of the mean, squared.
-    fn error_squared(&self) -> f64 {
-        let (n, mean) = (self.0.len() as f64, self.mean());
-        self.0.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (n - 1.0) / n
-    }
+/// How much more Dice one arm has than another, in points: the mean over the seeds, and its standard error. The seeds are paired.
+fn gain(left: &BTreeMap<String, f64>, right: &BTreeMap<String, f64>) -> (f64, f64) {
+    assert!(left.len() == 3 && left.keys().eq(right.keys()), "{left:?} {right:?}");
+    let gains: Vec<f64> = left.iter().map(|(seed, dice)| 100.0 * (dice - right[seed])).collect();
+    let (n, mean) = (gains.len() as f64, gains.iter().sum::<f64>() / gains.len() as f64);
+    let variance = gains.iter().map(|gain| (gain - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    (mean, (variance / n).sqrt())
 }
 
-/// How much more `left` has than `right`, and the standard error of that.
-fn gain(left: &Scores, right: &Scores) -> (f64, f64) {
-    (left.mean() - right.mean(), (left.error_squared() + right.error_squared()).sqrt())
-}
-
+/// Trains 27 small models, for about a minute.
 #[test]
 fn with_a_confounder_whose_direction_is_known_the_controls_come_out_as_they_must() {
     let space = Space::of_commands("stages: {}");
@@ -42,17 +32,15 @@ fn with_a_confounder_whose_direction_is_known_the_controls_come_out_as_they_must
 
     let history = space.run(&["history", "evaluate", "--json", "-m", MANIFEST]).stdout;
     let history: Vec<serde_json::Value> = serde_json::from_str(&history).unwrap();
-    let mut scores: BTreeMap<(String, String), Scores> = BTreeMap::new();
+    let mut scores: BTreeMap<(String, String), BTreeMap<String, f64>> = BTreeMap::new();
     for past in history.iter().filter(|past| past["executions"].as_array().is_some_and(|all| !all.is_empty())) {
         let name = past["instance"].as_str().unwrap();
         let axis =
             |axis: &str| name.split(['[', ',', ']']).find_map(|part| part.strip_prefix(axis)).unwrap().to_owned();
         let dice = past["executions"][0]["metrics"]["mean dice"].as_f64().unwrap();
-        let of = scores.entry((axis("world="), axis("arm="))).or_insert_with(|| Scores(Vec::new()));
-        of.0.push(100.0 * dice);
+        scores.entry((axis("world="), axis("arm="))).or_default().insert(axis("seed="), dice);
     }
     assert_eq!(scores.len(), 9);
-    assert!(scores.values().all(|of| of.0.len() == 3));
     let of = |world: &str, arm: &str| &scores[&(world.to_owned(), arm.to_owned())];
     let against_erm = |world: &str, arm: &str| gain(of(world, arm), of(world, "erm"));
     // The confounder misleads ERM, and whoever knows it or takes its direction out is not misled.
@@ -63,12 +51,11 @@ fn with_a_confounder_whose_direction_is_known_the_controls_come_out_as_they_must
     // A dictionary that misses it, and random directions, do not help.
     for arm in ["project-missing", "project-random"] {
         let (gain, error) = against_erm("features", arm);
-        let (right, _) = against_erm("features", "project-right");
-        assert!(gain < 2.0 * error + 1.0 && gain < right / 2.0, "{arm} gains {gain:.1} ± {error:.1}");
+        assert!(gain < 3.0, "{arm} gains {gain:.1} ± {error:.1}");
     }
     // Where nothing confounds, taking directions out costs nothing.
     for arm in ["project-right", "project-missing", "project-random"] {
         let (gain, error) = against_erm("none", arm);
-        assert!(gain > -2.0 * error - 0.5, "{arm} loses {:.2} ± {error:.2}", -gain);
+        assert!(gain > -1.0, "{arm} loses {:.2} ± {error:.2}", -gain);
     }
 }

@@ -29,7 +29,7 @@ pub use error::StoreError;
 pub use gc::{GcPlan, Keep};
 pub use layout::Sharing;
 pub use ledger::Execution;
-pub use outcomes::{InstanceOutcome, OutcomeWriter};
+pub use outcomes::{InstanceOutcome, OutcomeFollower, OutcomeWriter};
 pub use record::{Hit, Output, Parts, Record, RecordInput, RecordSource};
 pub use runs::RunRow;
 pub use store::{Access, Store};

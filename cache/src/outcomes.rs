@@ -1,7 +1,7 @@
 //! What became of the instances of a run: a file of lines, written as it happens, so that a run that was killed can be told of.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -86,9 +86,47 @@ fn write_line(lines: &mut Vec<u8>, outcome: &InstanceOutcome) {
     lines.push(b'\n');
 }
 
+/// Reads on where it stopped.
+#[derive(Debug)]
+pub struct OutcomeFollower {
+    path: PathBuf,
+    file: Option<File>,
+    /// The beginning of a line whose end is not written yet.
+    begun: Vec<u8>,
+}
+
+impl OutcomeFollower {
+    pub(crate) fn of(folder: &Path) -> Self {
+        Self { path: folder.join(FILE), file: None, begun: Vec::new() }
+    }
+
+    /// What was added since it was last asked.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn news(&mut self) -> Result<Vec<InstanceOutcome>> {
+        if self.file.is_none() {
+            match File::open(&self.path) {
+                Ok(file) => self.file = Some(file),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+                Err(e) => return Err(StoreError::io("read", &self.path)(e)),
+            }
+        }
+        if let Some(file) = &mut self.file {
+            file.read_to_end(&mut self.begun).map_err(StoreError::io("read", &self.path))?;
+        }
+        let whole = self.begun.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        Ok(lines_of(&self.begun.drain(..whole).collect::<Vec<_>>()))
+    }
+}
+
 /// Reads the lines in a run's folder that hold.
 pub(crate) fn read(folder: &Path) -> Vec<InstanceOutcome> {
     let bytes = std::fs::read(folder.join(FILE)).unwrap_or_default();
+    lines_of(&bytes)
+}
+
+fn lines_of(bytes: &[u8]) -> Vec<InstanceOutcome> {
     // The last line of a killed run may be torn, and one that is damaged says nothing of the others.
     bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
 }

@@ -26,7 +26,7 @@ use crate::journal::Journal;
 use crate::layout::{self, Sharing};
 use crate::ledger::{Execution, Ledger};
 use crate::object;
-use crate::outcomes::{InstanceOutcome, OutcomeWriter};
+use crate::outcomes::{InstanceOutcome, OutcomeFollower, OutcomeWriter};
 use crate::record::{Hit, Output, Record};
 use crate::runs::{self, RunRow};
 use crate::stat::Stamp;
@@ -73,7 +73,7 @@ impl Store {
         let (stamps, objects_dir) = (Mutex::default(), OnceLock::new());
         if access == Access::Read {
             // A store that is there and cannot be entered is no empty one.
-            if let Err(e) = fs::read_dir(root)
+            if let Err(e) = fs::metadata(root.join("records"))
                 && e.kind() != std::io::ErrorKind::NotFound
             {
                 return Err(StoreError::io("read", root)(e));
@@ -349,6 +349,11 @@ impl Store {
         runs::all(&self.root.join("runs"))
     }
 
+    /// A run, if its own file holds.
+    pub fn run(&self, id: &str) -> Option<RunRow> {
+        runs::read(&self.run_folder(id))
+    }
+
     /// Folders of runs whose own file does not hold.
     pub(crate) fn damaged_runs(&self) -> Vec<PathBuf> {
         runs::damaged(&self.root.join("runs"))
@@ -357,6 +362,11 @@ impl Store {
     /// What became of the instances of a run, as far as it got.
     pub fn outcomes(&self, run: &str) -> Vec<InstanceOutcome> {
         crate::outcomes::by_name(crate::outcomes::read(&self.run_folder(run)))
+    }
+
+    /// What becomes of the instances of a run while it goes on.
+    pub fn follow_outcomes(&self, run: &str) -> OutcomeFollower {
+        OutcomeFollower::of(&self.run_folder(run))
     }
 
     /// The keys of a run's results, if nothing of what tells of them is missing.

@@ -144,14 +144,18 @@ impl Linter<'_> {
             {
                 let Some(word) = word.filter(|word| !word.contains("${") && !word.is_empty()) else { continue };
                 let path = Path::new(word);
-                let Ok(below) = path.strip_prefix(if path.is_absolute() { &self.loaded.root } else { Path::new("./") })
-                else {
-                    continue;
+                let below = match path.is_absolute() {
+                    true => path.strip_prefix(&self.loaded.root).ok(),
+                    false => Some(path.strip_prefix(".").unwrap_or(path)),
+                };
+                let Some(below) = below else { continue };
+                let whole = self.loaded.root.join(below);
+                let fits = |pattern: &glob::Pattern| {
+                    pattern.matches_path_with(below, AS_SOURCES) || pattern.matches_path_with(&whole, AS_SOURCES)
                 };
                 let made = |output: &String| Path::new(output) == below;
-                let is_known =
-                    declared.iter().any(|pattern| pattern.matches_path(below)) || stage.outputs.iter().any(made);
-                if is_known || !self.loaded.root.join(below).is_file() || !seen.insert(below.to_owned()) {
+                let is_known = declared.iter().any(fits) || stage.outputs.iter().any(made);
+                if is_known || !whole.is_file() || !seen.insert(below.to_owned()) {
                     continue;
                 }
                 let span = self.loaded.key_place(&["stages", name, "run"]);
@@ -166,9 +170,13 @@ impl Linter<'_> {
     }
 }
 
+/// How sources match: `*` stands for no `/`.
+const AS_SOURCES: glob::MatchOptions =
+    glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
+
 /// A declared path as a pattern: whatever axes and parameters put into it fits.
-fn pattern_of(text: &String) -> Option<glob::Pattern> {
-    let mut open = text.as_str();
+fn pattern_of(text: impl AsRef<str>) -> Option<glob::Pattern> {
+    let mut open = text.as_ref();
     let mut pattern = String::new();
     while let Some((before, rest)) = open.split_once("${") {
         pattern.push_str(before);

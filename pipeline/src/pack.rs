@@ -4,6 +4,7 @@
 //! starts no worker, and works where the program's libraries are absent.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -267,7 +268,7 @@ fn keep(beside: &Path, description: &Description) {
     let Ok(text) = serde_json::to_vec_pretty(description) else { return };
     let folder = beside.parent().unwrap_or(Path::new("."));
     // It tells no more than the program, which others may start as well.
-    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    let readable = std::fs::Permissions::from_mode(0o644);
     if let Ok(mut file) = tempfile::NamedTempFile::new_in(folder)
         && file.write_all(&text).is_ok()
         && file.as_file().set_permissions(readable).is_ok()

@@ -261,14 +261,15 @@ impl InstancePattern {
                 Ok((axis.trim().to_owned(), value.trim().to_owned()))
             })
             .collect::<Result<_, String>>()?;
-        if let Some((place, (axis, _))) =
-            axes.iter().enumerate().find(|(place, (axis, _))| axes[..*place].iter().any(|(before, _)| before == axis))
-        {
-            let (first, second) =
-                (&axes.iter().find(|(before, _)| before == axis).expect("it was found").1, &axes[place].1);
-            return Err(format!(
-                "no instance has two values of `{axis}`; give two patterns, one with `{axis}={first}` and one with `{axis}={second}`"
-            ));
+        for (place, (axis, value)) in axes.iter().enumerate() {
+            match axes[..place].iter().find(|(before, _)| before == axis) {
+                Some((_, other)) if other == value => return Err(format!("`{axis}={value}` is there twice")),
+                Some((_, other)) => {
+                    let two = format!("one with `{axis}={other}` and one with `{axis}={value}`");
+                    return Err(format!("no instance has two values of `{axis}`; give two patterns, {two}"));
+                }
+                None => {}
+            }
         }
         Ok(Self { stage: stage.trim().to_owned(), axes })
     }

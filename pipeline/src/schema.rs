@@ -19,9 +19,10 @@ pub struct Misfit {
     pub hint: Option<String>,
 }
 
-/// Everything in `node` that does not fit `schema`. `what` names the thing for messages: `stage kind \`train\``.
-pub fn check(node: &Node, schema: &Value, what: &str) -> Vec<Misfit> {
-    let mut checker = Checker { root: schema, misfits: Vec::new() };
+/// Everything in `node`, which was read from `text`, that does not fit `schema`. `what` names the thing for messages: `stage kind
+/// \`train\``.
+pub fn check(node: &Node, text: &str, schema: &Value, what: &str) -> Vec<Misfit> {
+    let mut checker = Checker { root: schema, text, misfits: Vec::new() };
     checker.node(node, schema, what);
     checker.misfits
 }
@@ -31,6 +32,7 @@ const EXACT: f64 = (1u64 << 53) as f64;
 
 struct Checker<'a> {
     root: &'a Value,
+    text: &'a str,
     misfits: Vec<Misfit>,
 }
 
@@ -49,7 +51,7 @@ impl<'a> Checker<'a> {
     fn node(&mut self, node: &Node, schema: &'a Value, what: &str) {
         let schema = self.resolve(schema);
         if let Some(choices) = ["anyOf", "oneOf"].iter().find_map(|key| schema.get(*key)).and_then(Value::as_array) {
-            return self.choice(node, schema, choices, what);
+            return self.choice(node, choices, what);
         }
         if let Some(all) = schema.get("allOf").and_then(Value::as_array) {
             all.iter().for_each(|part| self.node(node, part, what));
@@ -63,14 +65,11 @@ impl<'a> Checker<'a> {
         if !self.has_type(node, schema) {
             let wanted = type_words(schema);
             let found = match &node.value {
-                NodeValue::Number(number) => number.to_string(),
+                NodeValue::Number(number) => self.written(node).unwrap_or_else(|| number.to_string()),
                 _ => node.what().to_owned(),
             };
-            let about = schema.get("description").and_then(Value::as_str).map(first_sentence);
-            // What is a number for YAML may well be meant as a text.
-            let as_text = matches!(&node.value, NodeValue::Number(_) | NodeValue::Bool(_)) && wanted == "a text";
-            let quoted = as_text.then(|| format!("write it in quotation marks: `\"{}\"`", node.to_json()));
-            return self.add(&node.span, format!("{what} must be {wanted}, not {found}"), about.or(quoted));
+            let hint = self.how_to_write(node, &[schema], &wanted);
+            return self.add(&node.span, format!("{what} must be {wanted}, not {found}"), hint);
         }
         match &node.value {
             NodeValue::Map(_) => self.map(node, schema, what),
@@ -90,42 +89,26 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn choice(&mut self, node: &Node, schema: &'a Value, choices: &'a [Value], what: &str) {
-        let tries: Vec<Vec<Misfit>> = choices
-            .iter()
-            .map(|choice| {
-                let mut attempt = Checker { root: self.root, misfits: Vec::new() };
-                attempt.node(node, choice, what);
-                attempt.misfits
-            })
-            .collect();
+    fn choice(&mut self, node: &Node, choices: &'a [Value], what: &str) {
+        let tries: Vec<Vec<Misfit>> = choices.iter().map(|choice| self.attempt(node, choice, what)).collect();
         if tries.iter().any(Vec::is_empty) {
             return;
         }
         // Words that each stand for themselves: one list of them says more than one complaint a word.
-        let words: Vec<Value> = choices
-            .iter()
-            .flat_map(|c| {
-                let c = self.resolve(c);
-                c.get("const")
-                    .cloned()
-                    .into_iter()
-                    .chain(c.get("enum").and_then(Value::as_array).cloned().unwrap_or_default())
-            })
-            .collect();
-        let scalar = !matches!(node.value, NodeValue::Map(_) | NodeValue::List(_));
-        if !words.is_empty() && scalar {
+        let words: Vec<Value> = choices.iter().flat_map(|choice| self.words(choice)).collect();
+        let resolved: Vec<&'a Value> = choices.iter().map(|choice| self.resolve(choice)).collect();
+        let types = resolved.iter().map(|choice| type_words(choice));
+        let types: Vec<String> = types.filter(|words| words != "nothing" && words != "something else").collect();
+        let is_text = matches!(node.value, NodeValue::Text(_));
+        let is_scalar = !matches!(node.value, NodeValue::Map(_) | NodeValue::List(_));
+        if !words.is_empty() && is_scalar && (is_text || types.iter().all(|words| words == "a text")) {
             return self.allowed(node, &words, what);
         }
-        let items = || choices.iter().filter_map(|choice| self.resolve(choice).get("items"));
-        // A text may be a slip of a word that would do.
-        let is_text = matches!(node.value, NodeValue::Text(_));
-        if scalar && !is_text && items().any(|of| check_part(self.root, node, of)) {
-            let wanted = choices.iter().map(|choice| type_words(self.resolve(choice)));
-            let wanted: Vec<_> = wanted.filter(|words| words != "nothing" && words != "something else").collect();
-            let shown = node.to_json();
-            let message = format!("{what} must be {}, not {shown}", wanted.join(" or "));
-            return self.add(&node.span, message, Some(format!("write it as a list: `[{shown}]`")));
+        if let (true, Some(hint)) = (is_scalar, self.as_list(node, &resolved)) {
+            let words = words.iter().filter_map(Value::as_str).map(|word| format!("`{word}`"));
+            let wanted: Vec<String> = words.chain(types).collect();
+            let shown = self.written(node).unwrap_or_else(|| node.what().to_owned());
+            return self.add(&node.span, format!("{what} must be {}, not {shown}", wanted.join(" or ")), Some(hint));
         }
         // The complaint of the choice whose type fits is the one that helps.
         let tried = || choices.iter().zip(&tries).map(|(choice, misfits)| (self.resolve(choice), misfits));
@@ -136,16 +119,55 @@ impl<'a> Checker<'a> {
         match fitting {
             Some((_, misfits)) => self.misfits.extend(misfits.iter().cloned()),
             None => {
-                let wanted: Vec<_> =
-                    choices.iter().map(|c| type_words(self.resolve(c))).filter(|w| w != "nothing").collect();
-                let description = schema.get("description").and_then(Value::as_str).map(first_sentence);
-                self.add(
-                    &node.span,
-                    format!("{what} must be {}, not {}", wanted.join(" or "), node.what()),
-                    description,
-                );
+                let wanted = types.join(" or ");
+                let hint = self.how_to_write(node, &resolved, &wanted);
+                self.add(&node.span, format!("{what} must be {wanted}, not {}", node.what()), hint);
             }
         }
+    }
+
+    fn attempt(&self, node: &Node, schema: &'a Value, what: &str) -> Vec<Misfit> {
+        let mut attempt = Checker { root: self.root, text: self.text, misfits: Vec::new() };
+        attempt.node(node, schema, what);
+        attempt.misfits
+    }
+
+    /// The words that a choice consists of.
+    fn words(&self, choice: &'a Value) -> Vec<Value> {
+        let choice = self.resolve(choice);
+        let one = choice.get("const").cloned().into_iter();
+        let several = choice.get("enum").and_then(Value::as_array).into_iter().flatten().cloned();
+        let nested = choice.get("oneOf").and_then(Value::as_array).into_iter().flatten();
+        one.chain(several).chain(nested.filter_map(|one| one.get("const").cloned())).collect()
+    }
+
+    /// A value as the file has it, if that is what the value was read from: `3.10` is another text than the number's.
+    fn written(&self, node: &Node) -> Option<String> {
+        let text = self.text.get(node.span.clone())?;
+        let same = Node::parse(text).is_ok_and(|read| read.to_json() == node.to_json());
+        same.then(|| text.to_owned())
+    }
+
+    /// What would mend a value of the wrong type: a list, the example of a description, quotation marks.
+    fn how_to_write(&self, node: &Node, schemas: &[&'a Value], wanted: &str) -> Option<String> {
+        let about = schemas.iter().find_map(|schema| schema.get("description").and_then(Value::as_str));
+        let example = about.map(first_sentence).filter(|sentence| sentence.contains('`'));
+        let is_number = matches!(&node.value, NodeValue::Number(_) | NodeValue::Bool(_));
+        let quoted = || match self.written(node) {
+            Some(text) => format!("write it in quotation marks: `\"{text}\"`"),
+            None => "write it in quotation marks".to_owned(),
+        };
+        let as_text = || (is_number && wanted == "a text").then(quoted);
+        self.as_list(node, schemas).or(example).or_else(as_text)
+    }
+
+    /// How one value is written as a list, where a list of such values is wanted.
+    fn as_list(&self, node: &Node, schemas: &[&'a Value]) -> Option<String> {
+        let mut items = schemas.iter().filter_map(|schema| schema.get("items"));
+        let fits = items.any(|of| self.attempt(node, of, "").is_empty());
+        let text = self.written(node).filter(|text| !text.contains('\n'));
+        let shown = text.map(|text| format!(": `[{text}]`")).unwrap_or_default();
+        fits.then(|| format!("write it as a list{shown}"))
     }
 
     fn allowed(&mut self, node: &Node, allowed: &[Value], what: &str) {
@@ -228,13 +250,6 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// Whether a node fits a part of the schema `root`.
-fn check_part(root: &Value, node: &Node, part: &Value) -> bool {
-    let mut attempt = Checker { root, misfits: Vec::new() };
-    attempt.node(node, part, "");
-    attempt.misfits.is_empty()
-}
-
 /// The first sentence of a description, its lines joined.
 fn first_sentence(text: &str) -> String {
     let joined = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -309,7 +324,7 @@ mod tests {
     use super::*;
 
     fn complaints(yaml: &str, schema: &Value) -> Vec<String> {
-        let misfits = check(&Node::parse(yaml).unwrap(), schema, "stage kind `train`");
+        let misfits = check(&Node::parse(yaml).unwrap(), yaml, schema, "stage kind `train`");
         misfits
             .into_iter()
             .map(|m| format!("{} @ {} ({})", m.message, &yaml[m.span], m.hint.unwrap_or_default()))

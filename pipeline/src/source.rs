@@ -22,7 +22,7 @@ mod imports;
 type SourceId = (&'static str, String, String);
 
 /// What one instance reads: each source, with its place among its kind's.
-type Read = Box<[(usize, Arc<RunSource>)]>;
+type ReadByNode = Box<[(usize, Arc<RunSource>)]>;
 
 /// Resolves sources of a manifest and remembers them.
 pub struct Sources<'a> {
@@ -30,7 +30,7 @@ pub struct Sources<'a> {
     store: &'a Store,
     found: HashMap<SourceId, Result<Arc<RunSource>, Diagnostic>>,
     /// By node index, as far as it was asked for.
-    read: Vec<Option<Read>>,
+    read: Vec<Option<ReadByNode>>,
 }
 
 impl<'a> Sources<'a> {

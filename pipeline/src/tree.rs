@@ -67,7 +67,12 @@ impl Node {
         let root: Spanned<Tree> = serde_yaml::from_str_with_options(text, options).map_err(|error| {
             let error = error.without_snippet();
             let span = error.location().map(|at| span_of(&at, text));
-            BadYaml { message: strip_place(&error.to_string()), span }
+            let said = error.to_string();
+            let message = match said.contains("non-finite float") {
+                true => "a number must be finite".to_owned(),
+                false => format!("this is not well-formed YAML: {}", strip_place(&said)),
+            };
+            BadYaml { message, span }
         })?;
         Ok(Raw(root).into_node(text))
     }
@@ -128,9 +133,6 @@ impl Node {
 /// `line 3 column 4: what` to `what`: the place is shown by whoever renders the error.
 fn strip_place(message: &str) -> String {
     let mut rest = message.lines().next().unwrap_or(message);
-    if rest.contains("non-finite float") {
-        return "a number must be finite".to_owned();
-    }
     // The parser's advice is for programmers.
     for advice in ["set DuplicateKeyPolicy", "use from_str_multiple", "use Option<String>"] {
         rest = rest.find(advice).map_or(rest, |at| rest[..at].trim_end_matches([' ', ',', ';', '(']));

@@ -10,7 +10,7 @@ use siteline_cache::{Access, InstanceOutcome, Record, RunRow, Store};
 use siteline_pipeline::printable;
 use siteline_pipeline::why::{self, Change};
 
-use super::{Outcome, count};
+use super::{Outcome, RunJson, count};
 use crate::args::Common;
 use crate::diagnostic::CommandError;
 use crate::project::{Project, pattern};
@@ -50,24 +50,6 @@ pub struct Difference {
     changed: Vec<ChangedInstance>,
     /// How many instances are the same.
     same: usize,
-}
-
-/// A run.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct RunJson {
-    /// Its id.
-    pub id: String,
-    /// `running`, `done`, `failed`, `cancelled`, `killed`.
-    pub state: String,
-    /// The arguments of the command.
-    pub command: String,
-}
-
-impl RunJson {
-    /// A run of the store's.
-    pub fn of(run: &RunRow) -> Self {
-        Self { id: run.id.clone(), state: run.state().to_owned(), command: run.command.clone() }
-    }
 }
 
 /// An instance that only the later run has.
@@ -198,7 +180,8 @@ impl ChangedInstance {
             match (metric.before, metric.after) {
                 (Some(old), Some(value)) => format!("    metric {name}: {old} -> {value} ({:+.4})", value - old),
                 (None, Some(value)) => format!("    metric {name}: new, {value}"),
-                (old, None) => format!("    metric {name}: gone, was {}", old.unwrap_or(f64::NAN)),
+                (Some(old), None) => format!("    metric {name}: gone, was {old}"),
+                (None, None) => format!("    metric {name}: gone"),
             }
         }));
         lines.join("\n")

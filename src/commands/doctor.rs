@@ -49,39 +49,48 @@ enum Level {
     Bad,
 }
 
-#[derive(Default)]
+/// What was found so far. What takes long is worth watching, so that each is shown at once.
 struct Findings {
     list: Vec<Finding>,
+    silent: bool,
 }
 
 impl Findings {
+    fn add(&mut self, level: Level, what: &'static str, text: impl std::fmt::Display) {
+        let finding = Finding { level, what, text: text.to_string() };
+        if !self.silent {
+            finding.show();
+        }
+        self.list.push(finding);
+    }
+
     fn good(&mut self, what: &'static str, text: impl std::fmt::Display) {
-        self.list.push(Finding { level: Level::Ok, what, text: text.to_string() });
+        self.add(Level::Ok, what, text);
     }
 
     fn note(&mut self, what: &'static str, text: impl std::fmt::Display) {
-        self.list.push(Finding { level: Level::Note, what, text: text.to_string() });
+        self.add(Level::Note, what, text);
     }
 
     fn bad(&mut self, what: &'static str, text: impl std::fmt::Display) {
-        self.list.push(Finding { level: Level::Bad, what, text: text.to_string() });
+        self.add(Level::Bad, what, text);
     }
+}
 
+impl Finding {
     fn show(&self) {
-        for Finding { level, what, text } in &self.list {
-            let level = match level {
-                Level::Ok => "ok",
-                Level::Note => "note",
-                Level::Bad => "BAD",
-            };
-            println!("{level:5} {what:10} {text}");
-        }
+        let level = match self.level {
+            Level::Ok => "ok",
+            Level::Note => "note",
+            Level::Bad => "BAD",
+        };
+        println!("{level:5} {:10} {}", self.what, self.text);
     }
 }
 
 impl Doctor {
     pub fn run(self, common: &Common) -> Outcome {
-        let mut findings = Findings::default();
+        let mut findings = Findings { list: Vec::new(), silent: self.json };
         match open_pack(common) {
             Ok(pack) => {
                 findings
@@ -112,8 +121,6 @@ impl Doctor {
         }
         if self.json {
             println!("{}", printable::json(&findings.list, true));
-        } else {
-            findings.show();
         }
         let is_bad = findings.list.iter().any(|finding| finding.level == Level::Bad);
         Ok(if is_bad { ExitCode::from(1) } else { ExitCode::SUCCESS })

@@ -75,14 +75,20 @@ impl History {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
         let planner = project.planner()?;
-        let mut told = told(&project);
+        let found = find_instances(&planner, &self.instances)?;
+        let names: Vec<String> = found.into_iter().map(|node| planner.graph.dag[node].name.clone()).collect();
+        let mut outcomes = outcomes_of(&project, &names);
         let mut all = Vec::new();
-        for node in find_instances(&planner, &self.instances)? {
-            let instance = planner.graph.dag[node].name.clone();
+        for instance in names {
             let executions = executions(&project, &instance)?;
-            let Told { failures, mut executed } = told.remove(&instance).unwrap_or_default();
-            executed.retain(|run| !executions.iter().any(|execution| execution.run == *run));
-            all.push(Past { instance, failures, again: executed, executions });
+            let Outcomes { failures, executed } = outcomes.remove(&instance).unwrap_or_default();
+            // Under a key that another run has its result under, and still has.
+            let repeats = |(run, key): &(String, Digest)| {
+                let same = executions.iter().filter(|execution| execution.key == *key && !execution.gone);
+                same.clone().next().is_some() && same.clone().all(|execution| execution.run != *run)
+            };
+            let again = executed.into_iter().filter(repeats).map(|(run, _)| run).collect();
+            all.push(Past { instance, failures, again, executions });
         }
         if self.json {
             println!("{}", printable::json(&all, true));
@@ -98,25 +104,27 @@ impl History {
     }
 }
 
-/// What runs tell of an instance, the latest first.
+/// What became of an instance in the runs, the latest first.
 #[derive(Default)]
-struct Told {
+struct Outcomes {
     failures: Vec<FailedIn>,
-    executed: Vec<String>,
+    /// The run, and the key of the result.
+    executed: Vec<(String, Digest)>,
 }
 
-/// What all runs of the manifest tell, by instance. Each run is read once.
-fn told(project: &Project) -> HashMap<String, Told> {
-    let mut all: HashMap<String, Told> = HashMap::new();
+/// What became of some instances in all runs of the manifest. Each run is read once.
+fn outcomes_of(project: &Project, names: &[String]) -> HashMap<String, Outcomes> {
+    let mut all: HashMap<String, Outcomes> = names.iter().map(|name| (name.clone(), Outcomes::default())).collect();
     let manifest = &project.loaded.manifest.name;
     for run in project.store.runs().into_iter().filter(|run| run.manifest == *manifest) {
         for outcome in project.store.outcomes(&run.id) {
-            match outcome.outcome.as_str() {
-                "failed" => {
+            let Some(of) = all.get_mut(&outcome.instance) else { continue };
+            match (outcome.outcome.as_str(), outcome.key) {
+                ("failed", _) => {
                     let message = outcome.message.unwrap_or_default();
-                    all.entry(outcome.instance).or_default().failures.push(FailedIn { run: run.id.clone(), message });
+                    of.failures.push(FailedIn { run: run.id.clone(), message });
                 }
-                "executed" => all.entry(outcome.instance).or_default().executed.push(run.id.clone()),
+                ("executed", Some(key)) => of.executed.push((run.id.clone(), key)),
                 _ => {}
             }
         }

@@ -1,12 +1,12 @@
 //! `siteline log`
 
+mod follow;
+
 use std::cell::OnceCell;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
 use siteline_cache::{Access, InstanceOutcome, RunRow};
@@ -29,7 +29,7 @@ pub struct Log {
     /// Print where the logs lie instead of what they say
     #[arg(long)]
     path: bool,
-    /// Go on showing what one instance prints until it has ended; wait for it if it has not started
+    /// Go on showing what one instance prints until it has ended; wait for it if it has not started. Exit code 1 if it fails
     #[arg(short, long, conflicts_with = "path")]
     follow: bool,
 }
@@ -44,7 +44,7 @@ impl Log {
                 let message = format!("{} fit, and one at a time can be followed", count(found.len(), "instance"));
                 return Err(CommandError::request(message, "give every axis a value".to_owned()));
             };
-            return follow(&project, &planner.graph.dag[*node].name);
+            return follow::follow(&project.store, &project.loaded.manifest.name, &planner.graph.dag[*node].name);
         }
         let logs = Logs::of(&project);
         let mut never = Vec::new();
@@ -125,50 +125,6 @@ impl<'p> Logs<'p> {
     }
 }
 
-/// Shows the log of an instance as it grows, in the run that is going on or else the last.
-fn follow(project: &Project, name: &str) -> Outcome {
-    const PAUSE: Duration = Duration::from_millis(200);
-    let store = &project.store;
-    let manifest = &project.loaded.manifest.name;
-    let last = || store.runs().into_iter().find(|run| run.manifest == *manifest);
-    let Some(run) = last() else {
-        return Err(CommandError::refused(format!("`{manifest}` was never run"), "`siteline run` runs it".to_owned()));
-    };
-    let path = store.run_folder(&run.id).join(siteline_pipeline::run::log_name(name));
-    let mut log = None;
-    loop {
-        // What became of it is looked up first: whatever it printed until then is in its log.
-        let outcome = store.outcomes(&run.id).into_iter().find(|outcome| outcome.instance == name);
-        let goes_on = last().is_some_and(|last| last.id == run.id && last.state() == "running");
-        if log.is_none() {
-            log = File::open(&path).ok();
-        }
-        if let Some(log) = &mut log {
-            copy(log).map_err(CommandError::file("read", &path))?;
-        }
-        match outcome {
-            Some(outcome) => {
-                let message = outcome.message.map(|message| format!(": {message}")).unwrap_or_default();
-                eprintln!("[{} in {}{message}]", outcome.outcome, run.id);
-                return Ok(ExitCode::SUCCESS);
-            }
-            None if goes_on => std::thread::sleep(PAUSE),
-            None => {
-                let message = format!("the run {} ended, and `{name}` came to no end in it", run.id);
-                return Err(CommandError::refused(message, None));
-            }
-        }
-    }
-}
-
-/// Prints what there is to read.
-fn copy(log: &mut File) -> std::io::Result<()> {
-    let mut bytes = Vec::new();
-    log.read_to_end(&mut bytes)?;
-    print_bytes(&bytes);
-    std::io::stdout().flush()
-}
-
 fn show(path: &Path) -> Result<(), CommandError> {
     print_bytes(&std::fs::read(path).map_err(CommandError::file("read", path))?);
     Ok(())
@@ -176,7 +132,11 @@ fn show(path: &Path) -> Result<(), CommandError> {
 
 /// A log must not steer a terminal; whoever passes it on gets it as it is.
 fn print_bytes(bytes: &[u8]) {
-    let text = String::from_utf8_lossy(bytes);
-    let shown = if std::io::stdout().is_terminal() { printable(&text) } else { text.into_owned() };
-    print!("{shown}");
+    let mut out = std::io::stdout();
+    // A reader that went away is no reason to fail.
+    let _ = match out.is_terminal() {
+        true => out.write_all(printable(&String::from_utf8_lossy(bytes)).as_bytes()),
+        false => out.write_all(bytes),
+    };
+    let _ = out.flush();
 }

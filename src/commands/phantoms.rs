@@ -48,12 +48,10 @@ impl Phantoms {
 pub fn draw(pack: &Pack, file: &Path, out: &Path, force: bool) -> Result<usize, CommandError> {
     let text = std::fs::read_to_string(file).map_err(CommandError::file("read", file))?;
     let at = |span, message: String, hint| Diagnostic { file: file.to_owned(), span, message, hint };
-    let mut tree = Node::parse(&text).map_err(|bad| Diagnostics {
-        list: vec![at(bad.span, format!("not well-formed YAML: {}", bad.message), None)],
-    })?;
+    let mut tree = Node::parse(&text).map_err(|bad| Diagnostics { list: vec![at(bad.span, bad.message, None)] })?;
     let kind = pack.kinds.iter().find(|kind| kind.name == "phantoms");
     let kind = kind.ok_or_else(|| CommandError::request("this worker cannot draw phantoms", None))?;
-    let misfits = siteline_pipeline::schema::check(&tree, &kind.params, "the file of made sites");
+    let misfits = siteline_pipeline::schema::check(&tree, &text, &kind.params, "the file of made sites");
     if !misfits.is_empty() {
         return Err(
             Diagnostics { list: misfits.into_iter().map(|m| at(Some(m.span), m.message, m.hint)).collect() }.into()

@@ -90,7 +90,9 @@ impl Run {
             command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
             chosen: self.chosen.words(),
         };
-        tell_of_cuts(&planner, &plan, &settings);
+        if !self.quiet {
+            tell_of_cuts(&planner, &plan, &settings);
+        }
         let stop = Arc::new(AtomicBool::new(false));
         let flag = stop.clone();
         ctrlc::set_handler(move || {
@@ -119,15 +121,8 @@ impl Run {
                 tell!("\n{}", partial.text().trim_end());
             }
             conclude(&summary, &common.words());
-            match &written {
-                Ok(Written { report: Some(report), .. }) => tell!("Report: {}", report.display()),
-                Ok(Written { folder, any: true, .. }) => tell!("Results: {}", folder.display()),
-                _ => {}
-            }
-            if let Some(old) = written.as_ref().ok().and_then(|written| written.old.first()) {
-                let others = written.as_ref().map_or(0, |written| written.old.len() - 1);
-                let more = if others > 0 { format!(" and {others} more") } else { String::new() };
-                tell!("Still of an earlier run: {}{more}", old.display());
+            if let Ok(written) = &written {
+                tell_of_results(written);
             }
         }
         // The process is about to end: taking thousands of instances apart one by one would only keep its user waiting.
@@ -144,7 +139,19 @@ impl Run {
     }
 }
 
-/// Says of which resources a stage that runs gets less than it asks for: there are no more.
+fn tell_of_results(written: &Written) {
+    match written {
+        Written { report: Some(report), .. } => tell!("Report: {}", report.display()),
+        Written { folder, any: true, .. } => tell!("Results: {}", folder.display()),
+        _ => {}
+    }
+    if let Some((first, all)) = &written.old {
+        let more = if *all > 1 { format!(" and {} more", all - 1) } else { String::new() };
+        tell!("Still of an earlier run: {}{more}", first.display());
+    }
+}
+
+/// Says of which resources a stage that runs gets less than the manifest asks for. What a kind asks for by itself is a wish.
 fn tell_of_cuts(planner: &Planner, plan: &Plan, settings: &Settings) {
     let is_open = |node: &NodeIndex| matches!(plan.state(*node), State::Stale { .. } | State::Waiting { .. });
     for (name, stage) in &planner.loaded.manifest.stages {
@@ -153,17 +160,16 @@ fn tell_of_cuts(planner: &Planner, plan: &Plan, settings: &Settings) {
         if !planner.graph.dag.node_indices().any(|node| runs(&node)) {
             continue;
         }
-        let (cpu, gpu) = (asked.cpu.unwrap_or(0), asked.gpu.unwrap_or(0));
-        let bytes = asked.memory.as_ref().and_then(|text| protocol::bytes(text).ok()).unwrap_or(0);
-        if cpu > settings.jobs {
-            tracing::warn!("`{name}` asks for {}; there are {}", count(cpu, "CPU slot"), settings.jobs);
+        for (asked, there, thing) in [(asked.cpu, settings.jobs, "CPU slot"), (asked.gpu, settings.gpus.len(), "GPU")] {
+            if let Some(asked) = asked.filter(|asked| *asked > there) {
+                tracing::warn!("`{name}` asks for {} and gets {there}: this run has no more", count(asked, thing));
+            }
         }
-        if gpu > settings.gpus.len() {
-            tracing::warn!("`{name}` asks for {}; there are {}", count(gpu, "GPU"), settings.gpus.len());
-        }
-        if bytes > settings.memory {
-            let (asked, all) = (bytes as f64 / 1e9, settings.memory as f64 / 1e9);
-            tracing::warn!("`{name}` asks for {asked:.1} GB of memory; there are {all:.1} GB");
+        if let Some(text) = &asked.memory
+            && protocol::bytes(text).is_ok_and(|bytes| bytes > settings.memory)
+        {
+            let all = settings.memory as f64 / 1e9;
+            tracing::warn!("`{name}` asks for {text} of memory; this run has {all:.2} GB, and it gets that");
         }
     }
 }

@@ -12,7 +12,7 @@ use siteline_pipeline::protocol::StageKind;
 use super::{Outcome, audit, diff, doctor, history, status, trace, why};
 use crate::args::Common;
 use crate::diagnostic::CommandError;
-use crate::project::{manifest_path, open_pack};
+use crate::project::{manifest_path, open_pack, overrides};
 
 /// Print the JSON Schema of the manifest, for editors, or the parameters of a stage kind.
 #[derive(Debug, Args)]
@@ -101,7 +101,7 @@ impl Schema {
 fn kinds(common: &Common) -> Result<Vec<StageKind>, CommandError> {
     let pack = open_pack(common)?;
     let Some(path) = manifest_path(common) else { return Ok(pack.kinds) };
-    match manifest::load(&path, &[], &pack) {
+    match manifest::load(&path, &overrides(common)?, &pack) {
         Ok(loaded) => {
             let all = loaded.kinds.into_iter().zip(loaded.homes);
             Ok(all.filter(|(_, home)| *home != Home::Command).map(|(kind, _)| kind).collect())

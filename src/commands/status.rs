@@ -10,9 +10,8 @@ use siteline_cache::Access;
 use siteline_pipeline::plan::{Plan, Planner, State};
 use siteline_pipeline::{NodeIndex, printable};
 
-use super::diff::RunJson;
 use super::plan::{self, StageCount};
-use super::{Outcome, count};
+use super::{Outcome, RunJson, count};
 use crate::args::Common;
 use crate::partial::Partial;
 use crate::project::{Project, find_instances};
@@ -85,10 +84,13 @@ impl Standing {
         let outcomes = runs.first().map(|last| project.store.outcomes(&last.id)).unwrap_or_default();
         let leases = project.store.leases().into_iter().filter(|(_, _, lives)| *lives);
         let held: HashSet<String> = leases.map(|(key, _, _)| key).collect();
-        // Of what is at work all inputs are there, so that its key is known.
+        // Of what is at work all inputs are there, so that its key is known; one that runs again on purpose has its result already.
+        // What a run was told by `--set` is not known here: its keys are others.
         let is_at_work = |node: &NodeIndex| match plan.state(*node) {
+            _ if held.is_empty() => false,
             State::Stale { key, .. } => held.contains(&key.to_string()),
-            _ => false,
+            State::Cached(hit) => held.contains(&hit.key.to_string()),
+            State::Waiting { .. } | State::NotSelected => false,
         };
         let order = || planner.graph.order.iter().copied().filter(|node| asked(*node));
         let names: Option<HashSet<String>> = shown.map(|shown| shown.iter().copied().map(name_of).collect());
@@ -110,8 +112,8 @@ impl Standing {
         print!("{}", plan::by_stage(&self.stages));
         let Some(last) = &self.last else { return println!("\n`{}` was never run.", self.manifest) };
         println!("\nLast of {}: {} ({}): {}", count(self.runs, "run"), last.id, last.state, last.command);
-        some(&self.at_work, |instance| println!("  at work {instance}"));
-        some(&self.failed, |Failed { instance, message }| {
+        show_first(&self.at_work, |instance| println!("  at work {instance}"));
+        show_first(&self.failed, |Failed { instance, message }| {
             println!("  failed  {instance}: {}", message.as_deref().unwrap_or("no word why"));
         });
         if let Some(table) = &self.table {
@@ -121,7 +123,7 @@ impl Standing {
 }
 
 /// Shows the first of a list that may be long, and how many there are besides.
-fn some<T>(all: &[T], show: impl Fn(&T)) {
+fn show_first<T>(all: &[T], show: impl Fn(&T)) {
     const MOST: usize = 10;
     all.iter().take(MOST).for_each(show);
     if all.len() > MOST {

@@ -65,7 +65,7 @@ pub struct TableFact {
     /// Its key.
     key: String,
     /// The digest of its first file.
-    digest: String,
+    digest: Option<String>,
     /// The number's row and column, by axis.
     address: BTreeMap<String, String>,
 }
@@ -75,9 +75,10 @@ impl Trace {
         let project = Project::open(common, Access::Read)?;
         let mut planner = project.planner()?;
         let plan = planner.plan()?;
+        let known = Known { store: &project.store, planner: &planner, plan: &plan };
         // Read once, and only if a number is asked for.
         let mut tables = None;
-        let mut all = Vec::new();
+        let mut all: Vec<Traced> = Vec::new();
         for text in &self.cells {
             // A number's address has an axis and its value; `[axis=value]` will do as well.
             let is_address = text.contains('=') && (text.starts_with('[') || !text.contains('['));
@@ -86,9 +87,12 @@ impl Trace {
                     Some(tables) => tables,
                     none => none.insert(find_tables(&planner, &plan)?),
                 };
-                all.push(number(&project.store, &planner, &plan, tables, (text, self.metric.as_deref()))?);
+                all.push(known.number(tables, text, self.metric.as_deref())?);
             } else {
-                all.extend(instances(&project.store, &planner, &plan, text)?.into_iter().map(Traced::Instance));
+                let found = known.instances(std::slice::from_ref(text))?;
+                let is_new = |lineage: &Lineage| !all.iter().any(|one| one.is(lineage.key));
+                let new: Vec<_> = found.into_iter().filter(is_new).collect();
+                all.extend(new.into_iter().map(Traced::Instance));
             }
         }
         match all.as_slice() {
@@ -100,55 +104,64 @@ impl Trace {
     }
 }
 
-/// A number, by its address and its metric, from the first table that has it.
-fn number(
-    store: &Store,
-    planner: &Planner,
-    plan: &Plan,
-    tables: &[ResultsTable],
-    (address, metric): (&str, Option<&str>),
-) -> Result<Traced, CommandError> {
-    if tables.is_empty() {
-        let hint = "`siteline run` makes it; `siteline plan` shows what is missing".to_owned();
-        return Err(CommandError::refused("there is no results table that is up to date", hint));
+impl Traced {
+    fn is(&self, key: Digest) -> bool {
+        matches!(self, Self::Instance(lineage) if lineage.key == key)
     }
-    // What is wrong with the address is said of the first table.
-    let found: Vec<_> =
-        tables.iter().map(|table| find(&table.cells, address, metric).map(|cell| (table, cell))).collect();
-    let place = found.iter().position(Result::is_ok).unwrap_or(0);
-    let (table, cell) = found.into_iter().nth(place).expect("there is a table")?;
-    let mut scores: Vec<Lineage> = Vec::new();
-    for (_, hit) in table.scores(planner, plan, cell) {
-        scores.extend(store.record(&hit.key).map(|record| Lineage::of(store, &record)));
-    }
-    let record = &table.record;
-    let table = TableFact {
-        instance: record.instance.clone(),
-        key: record.key.to_string(),
-        digest: record.outputs.first().map(|output| output.digest.to_string()).unwrap_or_default(),
-        address: table.cells.address(cell),
-    };
-    Ok(Traced::Number { cell: cell.clone(), table, scores })
 }
 
-/// The lineage of instances.
-fn instances(store: &Store, planner: &Planner, plan: &Plan, pattern: &String) -> Result<Vec<Lineage>, CommandError> {
-    let mut lineages = Vec::new();
-    for node in find_instances(planner, std::slice::from_ref(pattern))? {
-        let record = match plan.state(node) {
-            State::Cached(hit) => store.record(&hit.key),
-            _ => None,
-        };
-        let Some(record) = record else {
-            let message = format!("`{}` is not up to date", planner.graph.dag[node].name);
-            return Err(CommandError::refused(message, "`siteline run` makes it".to_owned()));
-        };
-        lineages.push(Lineage::of(store, &record));
-    }
-    Ok(lineages)
+/// Where numbers and instances are looked up.
+struct Known<'p> {
+    store: &'p Store,
+    planner: &'p Planner<'p>,
+    plan: &'p Plan,
 }
 
-/// Draws them; what was shown in one tree is named only in the next.
+impl Known<'_> {
+    /// A number, by its address and its metric, from the first table that has it.
+    fn number(&self, tables: &[ResultsTable], address: &str, metric: Option<&str>) -> Result<Traced, CommandError> {
+        if tables.is_empty() {
+            let hint = "`siteline run` makes it; `siteline plan` shows what is missing".to_owned();
+            return Err(CommandError::refused("there is no results table that is up to date", hint));
+        }
+        // What is wrong with the address is said of the first table.
+        let find = |table: &'_ ResultsTable| find(&table.cells, address, metric).cloned();
+        let found: Vec<_> = tables.iter().map(|table| find(table).map(|cell| (table, cell))).collect();
+        let place = found.iter().position(Result::is_ok).unwrap_or(0);
+        let (table, cell) = found.into_iter().nth(place).expect("there is a table")?;
+        let mut scores: Vec<Lineage> = Vec::new();
+        for (_, hit) in table.scores(self.planner, self.plan, &cell) {
+            scores.extend(self.store.record(&hit.key).map(|record| Lineage::of(self.store, &record)));
+        }
+        let record = &table.record;
+        let table = TableFact {
+            instance: record.instance.clone(),
+            key: record.key.to_string(),
+            digest: record.outputs.first().map(|output| output.digest.to_string()),
+            address: table.cells.address(&cell),
+        };
+        Ok(Traced::Number { cell, table, scores })
+    }
+
+    /// The lineage of instances.
+    fn instances(&self, patterns: &[String]) -> Result<Vec<Lineage>, CommandError> {
+        let mut lineages = Vec::new();
+        for node in find_instances(self.planner, patterns)? {
+            let record = match self.plan.state(node) {
+                State::Cached(hit) => self.store.record(&hit.key),
+                _ => None,
+            };
+            let Some(record) = record else {
+                let message = format!("`{}` is not up to date", self.planner.graph.dag[node].name);
+                return Err(CommandError::refused(message, "`siteline run` makes it".to_owned()));
+            };
+            lineages.push(Lineage::of(self.store, &record));
+        }
+        Ok(lineages)
+    }
+}
+
+/// Draws them. What a tree reads and was drawn before is named only.
 fn show(all: &[Traced], verbose: bool) {
     let mut tree = Tree { verbose, shown: BTreeMap::new() };
     for (place, traced) in all.iter().enumerate() {
@@ -157,7 +170,8 @@ fn show(all: &[Traced], verbose: bool) {
                 let address: Vec<_> = table.address.iter().map(|(axis, value)| format!("{axis}={value}")).collect();
                 println!("{} {}  {}", cell.metric, cell.text, address.join(", "));
                 println!("  {} of {}, in {}", count(cell.runs, "run"), count(cell.images, "image"), table.instance);
-                println!("  table {}  key {}", &table.digest[..table.digest.len().min(12)], &table.key[..12]);
+                let digest = table.digest.as_deref().and_then(|digest| digest.get(..12)).unwrap_or("–");
+                println!("  table {digest}  key {}", &table.key[..12]);
                 for (index, lineage) in scores.iter().enumerate() {
                     tree.show("scores", lineage, "", index + 1 == scores.len());
                 }

@@ -50,18 +50,23 @@ impl Why {
         let mut planner = project.planner()?;
         let plan = planner.plan()?;
         let nodes = find_instances(&planner, &self.instances)?;
-        let all: Vec<_> = nodes.into_iter().map(|node| Explanation::of(&mut planner, &plan, node)).collect();
+        let most = if self.verbose { usize::MAX } else { MOST };
+        let mut all = Vec::new();
+        for node in nodes {
+            let explanation = Explanation::of(&mut planner, &plan, node);
+            match self.json {
+                true => all.push(explanation),
+                false => println!("{}", explanation.text(most)),
+            }
+        }
         if self.json {
             println!("{}", printable::json(&all, true));
-        } else {
-            let most = if self.verbose { usize::MAX } else { MOST };
-            all.iter().for_each(|explanation| println!("{}", explanation.text(most)));
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// As many differences of an instance are shown where not all are asked for: a site may have thousands of images.
+/// As many lines of a kind are shown of an instance where not all are asked for: a site may have thousands of images.
 const MOST: usize = 20;
 
 impl Explanation {
@@ -84,13 +89,14 @@ impl Explanation {
             StateJson::Run { why, .. } => format!("{name} must run: {}", spelled(why, most)),
             StateJson::Wait { .. } => {
                 let mut lines = vec![format!("{name} waits for what it reads:")];
-                lines.extend(self.waits_for.iter().map(|needed| match &needed.state {
-                    StateJson::Run { why, .. } => format!("  {} must run: {}", needed.instance, spelled(why, most)),
-                    _ => format!("  {} waits itself", needed.instance),
-                }));
+                let needed = self.waits_for.iter().map(|needed| match &needed.state {
+                    StateJson::Run { why, .. } => format!("{} must run: {}", needed.instance, spelled(why, most)),
+                    _ => format!("{} waits itself", needed.instance),
+                });
+                lines.extend(listed(needed, most, "instances"));
                 if !self.own_changes.is_empty() {
                     lines.push("Apart from that, of its own:".to_owned());
-                    lines.extend(listed(&self.own_changes, most));
+                    lines.extend(listed(self.own_changes.iter().map(Change::to_string), most, "differences"));
                 }
                 lines.join("\n")
             }
@@ -102,20 +108,21 @@ impl Explanation {
 fn spelled(reason: &Reason, most: usize) -> String {
     match reason {
         Reason::Changed { changes } => {
-            let lines: Vec<_> = listed(changes, most).map(|line| format!("\n{line}")).collect();
+            let lines = listed(changes.iter().map(Change::to_string), most, "differences");
+            let lines: Vec<_> = lines.map(|line| format!("\n{line}")).collect();
             format!("since its last execution{}", lines.concat())
         }
         other => other.to_string(),
     }
 }
 
-/// A line for each change, and one that counts those that are too many.
-fn listed(changes: &[Change], most: usize) -> impl Iterator<Item = String> {
-    let left = changes.len().saturating_sub(most);
+/// The first of a list, each on a line of its own, and a line that counts the `things` that are left.
+fn listed(all: impl ExactSizeIterator<Item = String>, most: usize, things: &str) -> impl Iterator<Item = String> {
+    let left = all.len().saturating_sub(most);
     // A line that says that there is one more line says less than that line.
-    let shown = if left > 1 { most } else { changes.len() };
-    let more = (left > 1).then(|| format!("  and {left} more differences (`-v` shows all)"));
-    changes[..shown].iter().map(|change| format!("  {change}")).chain(more)
+    let shown = if left > 1 { most } else { all.len() };
+    let more = (left > 1).then(|| format!("  and {left} more {things} (`-v` shows all)"));
+    all.take(shown).map(|line| format!("  {line}")).chain(more)
 }
 
 /// Differences that do not come from upstream: what its key would say if it read what its last execution read.

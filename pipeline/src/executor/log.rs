@@ -16,6 +16,8 @@ pub(crate) struct LogFile {
 impl LogFile {
     /// Makes the file; `heading` stands on top.
     pub(crate) fn create(path: &Path, heading: &str) -> std::io::Result<Self> {
+        // A file of its own for each attempt: whoever follows the log of the one before sees that it has ended.
+        let _ = std::fs::remove_file(path);
         let mut file = File::create(path)?;
         file.write_all(heading.as_bytes())?;
         Ok(Self { file, length: 0 })

@@ -1,7 +1,7 @@
-//! The two streams of a worker, in the order in which it spoke.
+//! The two streams of a worker. Whatever it printed to standard error before an answer is heard before that answer.
 //!
-//! A worker that prints to standard error and then answers expects the print in the log of that instance. The two come through
-//! different pipes; so one thread reads both, and takes what standard error holds before it passes an answer on.
+//! A worker that prints and then answers expects the print in the log of that instance, and the two come through different
+//! pipes; so one thread reads both, and takes what standard error holds before it passes on what standard output said.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,19 +10,23 @@ use std::os::fd::OwnedFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, ioctl_fionread};
 
-/// Which of its streams a worker wrote to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stream {
-    Out,
-    Err,
+use crate::protocol::Reply;
+
+/// What a worker said.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// A reply.
+    Reply(Box<Reply>),
+    /// A line for the log: of standard error, or something that is no reply.
+    Line(String),
 }
 
-/// Calls `take` with each line of both streams until it says no or both have ended, and `closed` once when standard output has.
-/// Bytes that are no UTF-8 are replaced, and a line without end is cut.
+/// Calls `take` with whatever comes and its length in bytes, until it says no or both streams have ended, and `closed` once, when
+/// standard output has ended or nobody listens any more. Bytes that are no UTF-8 are replaced, and a line without end is cut.
 pub(super) fn listen(
     stdout: OwnedFd,
     stderr: OwnedFd,
-    mut take: impl FnMut(Stream, String) -> bool,
+    mut take: impl FnMut(Heard, usize) -> bool,
     closed: impl FnOnce(),
 ) {
     let (mut out, mut err) = (Lines::of(stdout), Lines::of(stderr));
@@ -32,19 +36,38 @@ pub(super) fn listen(
         let said = if answers { out.read(&mut buffer, usize::MAX) } else { Vec::new() };
         let mut printed = if prints { err.read(&mut buffer, usize::MAX) } else { Vec::new() };
         printed.append(&mut err.read_what_is_there(&mut buffer));
-        let lines = printed.into_iter().map(|line| (Stream::Err, line));
-        if !lines.chain(said.into_iter().map(|line| (Stream::Out, line))).all(|(stream, line)| take(stream, line)) {
-            return;
+        let mut heard: Vec<(Heard, usize)> = printed.into_iter().map(line).collect();
+        for text in said {
+            let bytes = text.len();
+            match serde_json::from_str::<Reply>(&text) {
+                Ok(reply) => {
+                    // The instance ends here, and a line that it did not end is its own all the same.
+                    if matches!(reply, Reply::Done { .. } | Reply::Failed { .. }) && !err.begun.is_empty() {
+                        heard.push(line(err.line()));
+                    }
+                    heard.push((Heard::Reply(Box::new(reply)), bytes));
+                }
+                Err(_) => heard.push(line(text)),
+            }
         }
+        let goes_on = heard.into_iter().all(|(heard, bytes)| take(heard, bytes));
         if out.file.is_none()
             && let Some(closed) = closed.take()
         {
             closed();
         }
-        if out.file.is_none() && err.file.is_none() {
-            return;
+        if !goes_on || out.file.is_none() && err.file.is_none() {
+            break;
         }
     }
+    if let Some(closed) = closed.take() {
+        closed();
+    }
+}
+
+fn line(text: String) -> (Heard, usize) {
+    let bytes = text.len();
+    (Heard::Line(text), bytes)
 }
 
 /// Waits until there is something to read. Which of the two have it.
@@ -130,36 +153,39 @@ mod tests {
 
     use super::*;
 
-    /// Whatever was printed before an answer comes before it, also when the answer is seen first.
+    /// Whatever was printed before an answer comes before it, while both are written.
     #[test]
     fn what_is_printed_comes_before_the_answer_that_followed_it() {
+        const ROUNDS: usize = 20_000;
         let (out, mut answer) = std::io::pipe().unwrap();
         let (err, mut print) = std::io::pipe().unwrap();
-        for round in 0..200 {
-            print.write_all(format!("printed {round}\n").as_bytes()).unwrap();
-            answer.write_all(format!("answered {round}\n").as_bytes()).unwrap();
-        }
-        print.write_all(b"\xff without end").unwrap();
-        answer.write_all(b"the last answer").unwrap();
-        drop((answer, print));
-        let mut heard = Vec::new();
-        let mut closed = 0;
-        listen(
-            out.into(),
-            err.into(),
-            |stream, line| {
-                heard.push((stream, line));
-                true
-            },
-            || closed += 1,
-        );
-        assert_eq!(closed, 1);
-        for round in 0..200 {
-            let place = |stream, text: &str| heard.iter().position(|(s, line)| *s == stream && line == text).unwrap();
-            assert!(place(Stream::Err, &format!("printed {round}")) < place(Stream::Out, &format!("answered {round}")));
-        }
-        assert!(heard.contains(&(Stream::Err, "\u{fffd} without end".to_owned())));
-        assert!(heard.contains(&(Stream::Out, "the last answer".to_owned())));
+        let writer = std::thread::spawn(move || {
+            for round in 0..ROUNDS {
+                print.write_all(format!("printed {round}\n").as_bytes()).unwrap();
+                answer.write_all(format!("answered {round}\n").as_bytes()).unwrap();
+            }
+            print.write_all(b"\xff without end").unwrap();
+            answer.write_all(b"{\"reply\": \"failed\", \"message\": \"no\"}\nthe last").unwrap();
+        });
+        let (mut printed, mut answered, mut closed) = (0, 0, 0);
+        let mut last = Vec::new();
+        let take = |heard, _| {
+            match heard {
+                Heard::Line(line) if line.contains("printed") => printed += 1,
+                Heard::Line(line) if line.starts_with("answered") => {
+                    answered += 1;
+                    assert!(printed >= answered, "{line} came before what was printed in front of it");
+                }
+                other => last.push(format!("{other:?}")),
+            }
+            true
+        };
+        listen(out.into(), err.into(), take, || closed += 1);
+        writer.join().unwrap();
+        assert_eq!((printed, answered, closed), (ROUNDS, ROUNDS, 1));
+        assert_eq!(last.len(), 3, "{last:?}");
+        assert!(last[0].contains("\u{fffd} without end") && last[1].contains("Failed"), "{last:?}");
+        assert!(last[2].contains("the last"), "{last:?}");
     }
 
     /// Answers come while the other stream is open and silent, and a line without end comes in parts.
@@ -173,7 +199,7 @@ mod tests {
         });
         let (said, hears) = std::sync::mpsc::channel();
         let reader = std::thread::spawn(move || {
-            listen(out.into(), err.into(), |_, line| said.send(line.len()).is_ok(), || {});
+            listen(out.into(), err.into(), |_, bytes| said.send(bytes).is_ok(), || {});
         });
         let parts: Vec<usize> = hears.iter().take(2).collect();
         assert_eq!(parts.iter().sum::<usize>(), Lines::LONGEST + 100_000);

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use super::streams::{self, Stream};
+use super::streams::{self, Heard};
 use super::{Message, processes};
 use crate::protocol::{Request, RunRequest};
 
@@ -112,13 +112,12 @@ impl Workers {
         // Dropped when both streams have been read to their ends.
         let (reading, read) = channel::<()>();
         thread::spawn(move || {
-            let take = |stream, line: String| {
-                let bytes = line.len();
-                let message = match stream {
-                    Stream::Out => serde_json::from_str(&line).map(|reply| Message::Reply(number, reply, bytes)),
-                    Stream::Err => return say(bytes, Message::Line(number, line)),
+            let take = |heard, bytes| {
+                let message = match heard {
+                    Heard::Reply(reply) => Message::Reply(number, *reply, bytes),
+                    Heard::Line(line) => Message::Line(number, line),
                 };
-                say(bytes, message.unwrap_or(Message::Line(number, line)))
+                say(bytes, message)
             };
             streams::listen(stdout.into(), stderr.into(), take, || end_soon(pid));
             drop(reading);

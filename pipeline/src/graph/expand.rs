@@ -142,8 +142,13 @@ impl<'a> Builder<'a> {
         if self.dag.node_count() > 0 || stages.is_empty() {
             return;
         }
-        let hint = "`exclude` and the stages' `when` leave no point of the sweep".to_owned();
-        let place = if self.loaded.manifest.exclude.is_empty() { "stages" } else { "exclude" };
+        let excludes = !self.loaded.manifest.exclude.is_empty();
+        let (place, what) = match (excludes, stages.values().any(|stage| stage.when.is_some())) {
+            (true, true) => ("exclude", "`exclude` and the stages' `when` leave"),
+            (true, false) => ("exclude", "`exclude` leaves"),
+            _ => ("stages", "the stages' `when` leaves"),
+        };
+        let hint = format!("{what} no point of the sweep");
         self.found.push(self.diagnostic(&[place], "no stage has an instance".into(), Some(hint)));
     }
 

@@ -127,7 +127,7 @@ impl<'a> Builder<'a> {
                     let message =
                         format!("`{instance}` finds nothing for `{input}` among the instances of `{}`", join.stage);
                     let hint = self
-                        .stranger(&join, members[place].0)
+                        .unknown_to_the_other(&join, members[place].0)
                         .unwrap_or_else(|| "a need that exists at some points only says so with `when`".to_owned());
                     problems.push(self.diagnostic(&path, message, Some(hint)));
                     break;
@@ -242,7 +242,7 @@ impl<'a> Builder<'a> {
     }
 
     /// A value of an instance that `where` asks another axis for, which does not have it.
-    fn stranger(&self, join: &Join, node: NodeIndex) -> Option<String> {
+    fn unknown_to_the_other(&self, join: &Join, node: NodeIndex) -> Option<String> {
         let condition = Condition::parse(join.filter.as_ref()?).ok()?;
         let point = &self.dag[node].point;
         let pairs = condition.equalities();
@@ -250,8 +250,10 @@ impl<'a> Builder<'a> {
             let (value, labels) = (point.get(own)?, self.labels.get(other)?);
             let lacks = !point.contains_key(other) && !labels.contains(value);
             lacks.then(|| {
-                let list: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
-                format!("`{value}` of the axis `{own}` is no value of `{other}`: {}", list.join(", "))
+                const MOST: usize = 20;
+                let list: Vec<_> = labels.iter().take(MOST).map(|label| format!("`{label}`")).collect();
+                let more = if labels.len() > MOST { " and others" } else { "" };
+                format!("`{value}` of the axis `{own}` is no value of `{other}`: {}{more}", list.join(", "))
             })
         })
     }

@@ -171,7 +171,7 @@ impl<'a> Params<'a> {
         let mut partial = self.kind.params.clone();
         partial.as_object_mut().map(|map| map.remove("required"));
         let node = Node::parse(&Value::Object(given).to_string());
-        let misfit = node.ok().and_then(|node| schema::check(&node, &partial, "the axis").into_iter().next());
+        let misfit = node.ok().and_then(|node| schema::check(&node, "", &partial, "the axis").into_iter().next());
         match misfit {
             None => Ok(()),
             Some(misfit) => Err(Problem {

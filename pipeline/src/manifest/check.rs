@@ -2,11 +2,12 @@
 
 mod execution;
 mod kinds;
+mod sites;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::load::as_node;
-use super::{AxisValue, Loaded, Stage, command, selection};
+use super::{AxisValue, AxisValues, Loaded, NamedAxis, Stage, command, selection};
 use crate::diagnostic::{Diagnostic, suggest};
 use crate::pattern::Condition;
 use crate::protocol::{SourceFrom, StageKind};
@@ -20,6 +21,7 @@ pub(super) fn check(loaded: &Loaded) -> Vec<Diagnostic> {
     let axes = loaded.axes.iter().map(|(name, axis)| (name.clone(), axis.values.clone())).collect();
     let mut checker = Checker { loaded, axes, found: Vec::new() };
     checker.top();
+    checker.sites();
     checker.include();
     checker.groups();
     for (name, stage) in &loaded.manifest.stages {
@@ -87,8 +89,10 @@ impl Checker<'_> {
         }
         // Pairs of sites are joined by what no name may hold.
         for (name, values) in self.axes.clone().into_iter().filter(|(name, _)| name != selection::LEFT_OUT) {
+            // Without sites the axis `site` is empty, which only a stage that is repeated over it minds.
             if values.is_empty() && name != "site" {
-                let hint = "every instance has one of its values".to_owned();
+                let of_sites = matches!(manifest.axes.get(&name), Some(AxisValues::Named(NamedAxis::Sites)));
+                let hint = if of_sites { "name at least one site" } else { "give it at least one" }.to_owned();
                 self.add(self.span(&["axes", &name]), format!("the axis `{name}` has no values"), Some(hint));
             }
             let mut seen = BTreeSet::new();
@@ -296,7 +300,7 @@ impl Checker<'_> {
         for place in places {
             let path: Vec<&str> = place.iter().map(String::as_str).collect();
             let Some(node) = as_node(&self.loaded.tree, &path) else { continue };
-            for misfit in crate::schema::check(node, &partial, &what) {
+            for misfit in crate::schema::check(node, &self.loaded.text, &partial, &what) {
                 self.add(misfit.span, misfit.message, misfit.hint);
             }
             for axis in stage.per.iter().filter(|axis| node.get(axis).is_some()) {

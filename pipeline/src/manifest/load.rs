@@ -50,18 +50,13 @@ pub fn load(path: &Path, overrides: &[Override], built_in: &Pack) -> Result<Load
         plain(format!("failed to read the manifest {}: {e}", path.display()), hint)
     })?;
     let mut tree = Node::parse(&text).map_err(|bad| Diagnostics {
-        list: vec![Diagnostic {
-            file: path.to_owned(),
-            span: bad.span,
-            message: format!("the manifest is not well-formed YAML: {}", bad.message),
-            hint: None,
-        }],
+        list: vec![Diagnostic { file: path.to_owned(), span: bad.span, message: bad.message, hint: None }],
     })?;
     for change in overrides {
         apply(&mut tree, change).map_err(|message| plain(message, None))?;
     }
     let at = |span, message, hint| Diagnostic { file: path.to_owned(), span: Some(span), message, hint };
-    let misfits = crate::schema::check(&tree, &json_schema(), "the manifest");
+    let misfits = crate::schema::check(&tree, &text, &json_schema(), "the manifest");
     if !misfits.is_empty() {
         return Err(sorted(misfits.into_iter().map(|m| at(m.span, m.message, m.hint)).collect()));
     }

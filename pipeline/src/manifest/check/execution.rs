@@ -82,15 +82,13 @@ impl Checker<'_> {
         }
     }
 
-    /// Names that no shell could set.
+    /// Names that the system cannot carry, or that hide a slip.
     fn environment(&mut self, name: &str, stage: &Stage) {
-        let is_name = |text: &str| {
-            let rest = text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-            rest && !text.is_empty() && !text.starts_with(|c: char| c.is_ascii_digit())
-        };
+        let is_name =
+            |text: &str| !text.is_empty() && !text.contains(|c: char| c == '=' || c.is_whitespace() || c.is_control());
         for variable in stage.env.keys().filter(|variable| !is_name(variable)) {
             let span = self.loaded.tree.key_span(&["stages", name, "env", variable]);
-            let hint = "use letters, digits and `_`, no digit first".to_owned();
+            let hint = "a name has no spaces and no `=`; its value stands behind the colon".to_owned();
             self.add(span, format!("{variable:?} cannot be the name of a variable"), Some(hint));
         }
     }
@@ -107,8 +105,8 @@ impl Checker<'_> {
         }
         let is_none = |text: &String| duration(text).is_ok_and(|time| time.is_zero());
         if stage.timeout.as_ref().is_some_and(is_none) {
-            let hint = "leave `timeout` out where there is no limit".to_owned();
-            self.add(self.span(&["stages", name, "timeout"]), "nothing ends within no time".into(), Some(hint));
+            let hint = "leave it out where there is no limit".to_owned();
+            self.add(self.span(&["stages", name, "timeout"]), "`timeout` must be more than zero".into(), Some(hint));
         }
     }
 
