@@ -126,6 +126,7 @@ fn line(event: &Event) -> Option<String> {
             How::Cached => return None,
             How::CutOff => format!("same    {instance} (what it reads came out as before)"),
             How::ByOtherRun => format!("found   {instance} (another run made it)"),
+            How::Twin => format!("same    {instance} (another instance of this run has the same key, and made it)"),
             How::Executed(took) => format!("done    {instance} ({:.1} s)", took.as_secs_f64()),
         },
         Event::Failed { instance, message, log } => {

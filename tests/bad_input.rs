@@ -362,3 +362,19 @@ fn the_same_patient_or_the_same_pixels_on_both_sides_are_refused() {
         said.executed().iter().any(|name| name.starts_with("evaluate") && !name.contains("held_out=C"));
     assert!(!trained_anyway, "a leaking score was computed: {}", said.stderr);
 }
+
+/// To read a pipe would be to wait for ever.
+#[test]
+fn pipes_and_devices_in_place_of_files_are_refused() {
+    let manifests = [
+        "stages: {a: {run: echo >o, files: [pipe], outputs: [o]}}\n",
+        "axes: {x: {from: pipe}}\nstages: {a: {run: echo >o, per: [x], outputs: [o]}}\n",
+        "axes: {x: {from: /dev/zero}}\nstages: {a: {run: echo >o, per: [x], outputs: [o]}}\n",
+    ];
+    for manifest in manifests {
+        let space = Space::of_commands(manifest);
+        assert!(std::process::Command::new("mkfifo").arg(space.path("pipe")).status().unwrap().success());
+        let said = space.run(&["plan"]);
+        assert!(said.code != 0 && said.stderr.contains("is no plain file"), "{manifest}: {}", said.stderr);
+    }
+}

@@ -121,3 +121,27 @@ fn a_lease_of_another_machine_does_not_depend_on_the_clock() {
         assert!(done && wait(child).0.code == 0, "{shift}: it did not go on");
     }
 }
+
+/// A run leases what it is about to start and nothing more: what takes long and has to wait is left to whoever has a slot for it.
+#[test]
+fn what_waits_for_a_slot_is_left_to_other_runs() {
+    let space = Space::of_commands(
+        "axes: {n: [1, 2]}\nstages:\n  slow: {run: \"sleep 3; echo ${n} >out\", per: [n], outputs: [out]}\n",
+    );
+    let start = || {
+        let mut command = space.command(&["run", "--json", "-j", "1"]);
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let first = start();
+    let began = std::time::Instant::now();
+    while std::fs::read_dir(space.path(".siteline/leases")).into_iter().flatten().count() < 2 {
+        assert!(began.elapsed() < std::time::Duration::from_secs(60), "nothing is leased");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let second = start();
+    for run in [second, first] {
+        let said = crate::space::Said::from(run.wait_with_output().unwrap());
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        assert_eq!(said.stdout.matches("\"event\":\"started\"").count(), 1, "{}", said.stdout);
+    }
+}

@@ -81,6 +81,8 @@ fn only_except_and_from_choose_what_runs() {
     // Everything behind it is looked at again; what came out as before stops there.
     assert_eq!(run(&["--from", "fit[seed=0]"]), ["all", "fit[seed=0]"]);
     assert_eq!(run(&["--force"]), ["all", "fit[seed=0]", "fit[seed=1]"]);
+    let nothing = space.run(&["plan", "--only", "fit", "--except", "fit"]);
+    assert!(nothing.code != 0 && nothing.stderr.contains("nothing is left to run"), "{}", nothing.stderr);
     let wrong = space.run(&["plan", "--only", "fit[sed=0]"]);
     assert!(wrong.code == 2 && wrong.stderr.contains("did you mean `seed`?"), "{}", wrong.stderr);
     let wrong = space.run(&["plan", "--only", "fit[seed=7]"]);

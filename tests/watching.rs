@@ -62,12 +62,16 @@ fn a_log_is_followed_through_its_attempts() {
     let space = Space::of_commands(
         "stages:\n  bad: {run: \"sleep 1; echo attempt $RANDOM$$; sleep 1; exit 3\", outputs: [out], retry: {attempts: 3, backoff: 1s}}\n",
     );
+    // It waits for a first run.
+    let follows = spawn(&space, &["log", "-f", "bad"]);
     let run = spawn(&space, &["run", "--plain"]);
-    wait_for(|| has_run(&space));
-    let followed = space.run(&["log", "-f", "bad"]);
+    let followed = Said::from(follows.wait_with_output().unwrap());
     assert_eq!(followed.code, 1);
+    let why = space.run(&["why", "bad"]).stdout;
+    assert!(why.contains("it has no result yet; it failed in") && why.contains("exit code 3"), "{why}");
     assert_eq!(followed.stdout.matches("\nattempt ").count(), 3, "{}", followed.stdout);
-    assert!(followed.stderr.matches("[another attempt]").count() == 2, "{}", followed.stderr);
+    assert_eq!(followed.stdout.matches("[siteline: another attempt]").count(), 2, "{}", followed.stdout);
+    assert_eq!(followed.stdout.matches("[siteline: it ended with exit code 3]").count(), 3, "{}", followed.stdout);
     assert!(followed.stderr.contains("[failed in ") && followed.stderr.contains("exit code 3"), "{}", followed.stderr);
     assert!(!run.wait_with_output().unwrap().status.success());
 }
@@ -108,4 +112,22 @@ fn old_results_repeated_runs_and_long_lists_are_told() {
     std::fs::remove_file(space.path(".siteline/ledger.db")).unwrap();
     let history = space.run(&["history", "fit[n=1]"]).stdout;
     assert!(!history.contains("once more") && history.contains("never executed"), "{history}");
+}
+
+/// Two instances with one key: the second is told to be what the first is, by every verb.
+#[test]
+fn twins_are_told_of_by_name() {
+    let space = Space::of_commands(
+        "stages:\n  one: {run: \"echo hello; echo 1 >out\", outputs: [out]}\n  two: {run: \"echo hello; echo 1 >out\", outputs: [out]}\n",
+    );
+    let said = space.run(&["run", "--plain"]);
+    let has = |text: &str| said.stderr.contains(text);
+    let both = ["same    one (another instance", "same    two (another instance"];
+    assert!(both.into_iter().filter(|text| has(text)).count() == 1 && !has("another run"), "{}", said.stderr);
+    let (first, second) = if has(both[0]) { ("two", "one") } else { ("one", "two") };
+    let log = space.run(&["log", second]);
+    assert!(log.code == 0 && log.stdout.contains("\nhello\n"), "{}{}", log.stdout, log.stderr);
+    assert!(log.stderr.contains(&format!("`{second}` has the result of `{first}`")), "{}", log.stderr);
+    let history = space.run(&["history", second]).stdout;
+    assert!(history.contains(&format!("{second} never ran itself: it has the result of {first}")), "{history}");
 }

@@ -116,6 +116,8 @@ pub enum How {
     CutOff,
     /// Another run made it meanwhile.
     ByOtherRun,
+    /// Another instance of this run has the same key, and made it.
+    Twin,
     /// It was executed, in so many seconds.
     Executed(
         #[serde(serialize_with = "seconds")]

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use crate::diagnostic::Diagnostic;
 use crate::graph::Graph;
-use crate::manifest::{CommandLine, Loaded, Stage};
+use crate::manifest::{AxisValue, CommandLine, Loaded, Stage};
 use crate::pattern::Condition;
 use crate::protocol::SourceFrom;
-use crate::tree::Span;
+use crate::tree::{Node, NodeValue, Span};
 
 /// Everything that looks like a slip, in the order of the file.
 pub fn lint(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
@@ -17,6 +17,7 @@ pub fn lint(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
     linter.unused_results();
     linter.dead_conditions();
     linter.undeclared_files();
+    linter.renamed_values();
     linter.found.sort_by_key(|d| d.span.as_ref().map_or(0, |span| span.start));
     linter.found
 }
@@ -124,6 +125,24 @@ impl Linter<'_> {
                 let path: Vec<&str> = ["stages", name].into_iter().chain(place.iter().map(String::as_str)).collect();
                 let span = self.loaded.tree.nearest(&path).span.clone();
                 self.warn(span, format!("`{text}` holds at no point of the stage `{name}`"), "");
+            }
+        }
+    }
+
+    /// Numbers on axes that are called otherwise than they are written: `001` is 1.
+    fn renamed_values(&mut self) {
+        let Some(axes) = self.loaded.tree.get("axes") else { return };
+        let NodeValue::Map(axes) = &axes.value.value else { return };
+        for axis in axes {
+            let NodeValue::List(items) = &axis.value.value else { continue };
+            for item in items.iter().filter(|item| matches!(item.value, NodeValue::Number(_))) {
+                let (text, number) = (self.loaded.text.get(item.span.clone()).unwrap_or_default(), item.to_json());
+                let is_same = Node::parse(text).is_ok_and(|read| read.to_json() == number);
+                let Ok(value) = serde_json::from_value::<AxisValue>(number) else { continue };
+                if is_same && value.label() != text {
+                    let message = format!("`{text}` on the axis `{}` is called `{}`", axis.key, value.label());
+                    self.warn(item.span.clone(), message, &format!("write `\"{text}\"` if it is a name"));
+                }
             }
         }
     }

@@ -408,6 +408,7 @@ impl Driver<'_, '_, '_> {
     /// An instance turns out to have a result in the store.
     fn done(&mut self, node: NodeIndex, hit: Arc<Hit>, how: How) -> Result<(), StoreError> {
         let name = self.name(node);
+        let how = if hit.run == self.id && hit.instance != name { How::Twin } else { how };
         self.summary.cached += 1;
         self.note(name.clone(), "cached", Some(hit.key), None)?;
         let metrics = self.store.record(&hit.key).map(|record| record.metrics).unwrap_or_default();

@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use petgraph::graph::NodeIndex;
 
@@ -150,6 +151,9 @@ struct Class {
     resources: Arc<Resources>,
     /// Whether they may be let in ahead of their slots.
     ahead: bool,
+    /// Whether the last of them was done in no time. What takes long is not let in ahead: it would hold its lease while other runs,
+    /// which have slots for it, wait.
+    quick: bool,
     ready: BTreeSet<(usize, NodeIndex)>,
 }
 
@@ -176,7 +180,12 @@ impl<'a> Schedule<'a> {
             let resources = &graph.dag[node].resources;
             let known = classes.iter().position(|class| Arc::ptr_eq(&class.resources, resources));
             class_of[node.index()] = known.unwrap_or_else(|| {
-                classes.push(Class { resources: resources.clone(), ahead: ahead(node), ready: BTreeSet::new() });
+                classes.push(Class {
+                    resources: resources.clone(),
+                    ahead: ahead(node),
+                    quick: false,
+                    ready: BTreeSet::new(),
+                });
                 classes.len() - 1
             });
         }
@@ -207,8 +216,15 @@ impl<'a> Schedule<'a> {
         let free = ready.iter().filter(|(_, class)| pool.has(&class.resources)).map(|(entry, _)| *entry).min();
         // Nobody is let in ahead of one that comes first and waits for its slots.
         let next = || ready.iter().min_by_key(|(entry, _)| *entry);
-        let ahead = || next().filter(|(_, class)| class.ahead && pool.has_ahead(&class.resources)).map(|(e, _)| *e);
+        let may_wait = |class: &Class| class.ahead && class.quick && pool.has_ahead(&class.resources);
+        let ahead = || next().filter(|(_, class)| may_wait(class)).map(|(entry, _)| *entry);
         free.or_else(ahead).map(|(_, node)| node)
+    }
+
+    /// An instance took so long, and others of its stage will.
+    pub(crate) fn took(&mut self, node: NodeIndex, time: Duration) {
+        const QUICK: Duration = Duration::from_millis(500);
+        self.classes[self.class_of[node.index()]].quick = time < QUICK;
     }
 
     /// How many instances are ready.

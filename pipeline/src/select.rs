@@ -28,7 +28,7 @@ impl Selection {
     /// The selected instances, and those of them that run again whatever the store has.
     ///
     /// # Errors
-    /// A pattern that no instance fits.
+    /// A pattern that no instance fits, and patterns that leave none.
     pub fn choose(&self, loaded: &Loaded, graph: &Graph) -> Result<(Nodes, Nodes), Diagnostics> {
         let mut selected: Nodes = match self.only.is_empty() {
             true => graph.dag.node_indices().collect(),
@@ -36,6 +36,12 @@ impl Selection {
         };
         for node in graph.downstream(&fitting(loaded, graph, &self.except)?) {
             selected.remove(&node);
+        }
+        if selected.is_empty() && graph.dag.node_count() > 0 {
+            let message = "nothing is left to run: what `--only` and `--except` say leaves no instance".to_owned();
+            return Err(Diagnostics {
+                list: vec![Diagnostic { file: loaded.path.clone(), span: None, message, hint: None }],
+            });
         }
         let mut forced = match self.force {
             true => selected.clone(),

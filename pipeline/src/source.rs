@@ -219,6 +219,10 @@ impl<'a> Sources<'a> {
     }
 
     fn file(&self, path: &Path, role: &str, label: &str, place: &[&str]) -> Result<SourceFile, Diagnostic> {
+        if path.metadata().is_ok_and(|meta| !meta.is_file()) {
+            let message = format!("{} is no plain file", path.display());
+            return Err(self.error(place, message, None));
+        }
         let (digest, size) = self.store.digest_of_raw(path).map_err(|e| {
             let hint = (!path.exists()).then(|| format!("paths are relative to {}", self.loaded.root.display()));
             self.error(place, e.to_string(), hint)
@@ -340,9 +344,12 @@ fn matches(pattern: &Path) -> Result<Vec<PathBuf>, String> {
     let mut found = Vec::new();
     for entry in glob::glob(&text).map_err(|e| format!("`{text}` is no pattern: {e}"))? {
         let path = entry.map_err(|e| format!("{}: {}", e.path().display(), e.error()))?;
-        // Whatever is no folder counts: a link to nowhere is reported when it is read, not passed over.
-        if !path.is_dir() {
-            found.push(path);
+        match path.metadata() {
+            Ok(meta) if meta.is_dir() => {}
+            // To read a pipe would be to wait for whoever writes to it.
+            Ok(meta) if !meta.is_file() => return Err(format!("{} is no plain file", path.display())),
+            // A link to nowhere is reported when it is read, not passed over.
+            _ => found.push(path),
         }
     }
     found.sort();

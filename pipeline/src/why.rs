@@ -15,7 +15,7 @@ use crate::printable::on_one_line;
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
 pub enum Reason {
-    /// It never ran.
+    /// It has never made a result.
     New,
     /// Parts of its key differ from those of its last execution.
     Changed {
@@ -59,7 +59,7 @@ impl fmt::Display for Change {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::New => f.write_str("it never ran"),
+            Self::New => f.write_str("it has no result yet"),
             Self::Changed { changes } => match changes.as_slice() {
                 [one] => write!(f, "{one}"),
                 [first, rest @ ..] => write!(f, "{first} (and {} more)", rest.len()),

@@ -208,6 +208,10 @@ fn find<'r>(runs: &'r [RunRow], wanted: &str) -> Result<&'r RunRow, CommandError
     match found.as_slice() {
         [one] => Ok(one),
         others => {
+            if runs.len() < 2 && place.is_some() {
+                let there = if runs.is_empty() { "there was no run yet" } else { "there was one run only" };
+                return Err(CommandError::request(there.to_owned(), "`siteline diff` compares two".to_owned()));
+            }
             let what = if others.is_empty() { "there is no run" } else { "several runs begin with" };
             let known: Vec<_> = runs.iter().take(5).map(|run| run.id.as_str()).collect();
             Err(CommandError::request(

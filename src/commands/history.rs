@@ -7,6 +7,7 @@ use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
 use siteline_cache::{Access, Digest};
+use siteline_pipeline::plan::State;
 use siteline_pipeline::printable;
 use siteline_pipeline::why::{self, Change};
 
@@ -40,15 +41,17 @@ pub struct Past {
     again: Vec<String>,
     /// Its executions, the latest first.
     executions: Vec<Execution>,
+    /// Where it never ran itself: the instance and the run that made its result under the same key.
+    result_of: Option<(String, String)>,
 }
 
 /// A run in which an instance failed.
 #[derive(Debug, Serialize, JsonSchema)]
-struct FailedIn {
+pub struct FailedIn {
     /// The run.
-    run: String,
+    pub run: String,
     /// What went wrong.
-    message: String,
+    pub message: String,
 }
 
 /// An execution that made a result.
@@ -74,9 +77,9 @@ struct Execution {
 impl History {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
-        let planner = project.planner()?;
+        let mut planner = project.planner()?;
         let found = find_instances(&planner, &self.instances)?;
-        let names: Vec<String> = found.into_iter().map(|node| planner.graph.dag[node].name.clone()).collect();
+        let names: Vec<String> = found.iter().map(|node| planner.graph.dag[*node].name.clone()).collect();
         let mut outcomes = outcomes_of(&project, &names);
         let mut all = Vec::new();
         for instance in names {
@@ -88,7 +91,15 @@ impl History {
                 same.clone().next().is_some() && same.clone().all(|execution| execution.run != *run)
             };
             let again = executed.into_iter().filter(repeats).map(|(run, _)| run).collect();
-            all.push(Past { instance, failures, again, executions });
+            all.push(Past { instance, failures, again, executions, result_of: None });
+        }
+        if all.iter().any(|past| past.executions.is_empty()) {
+            let plan = planner.plan()?;
+            for (past, node) in all.iter_mut().zip(&found).filter(|(past, _)| past.executions.is_empty()) {
+                if let State::Cached(hit) = plan.state(*node) {
+                    past.result_of = Some((hit.instance.clone(), hit.run.clone()));
+                }
+            }
         }
         if self.json {
             println!("{}", printable::json(&all, true));
@@ -106,14 +117,15 @@ impl History {
 
 /// What became of an instance in the runs, the latest first.
 #[derive(Default)]
-struct Outcomes {
-    failures: Vec<FailedIn>,
+pub struct Outcomes {
+    /// Runs in which it failed.
+    pub failures: Vec<FailedIn>,
     /// The run, and the key of the result.
     executed: Vec<(String, Digest)>,
 }
 
 /// What became of some instances in all runs of the manifest. Each run is read once.
-fn outcomes_of(project: &Project, names: &[String]) -> HashMap<String, Outcomes> {
+pub fn outcomes_of(project: &Project, names: &[String]) -> HashMap<String, Outcomes> {
     let mut all: HashMap<String, Outcomes> = names.iter().map(|name| (name.clone(), Outcomes::default())).collect();
     let manifest = &project.loaded.manifest.name;
     for run in project.store.runs().into_iter().filter(|run| run.manifest == *manifest) {
@@ -163,8 +175,17 @@ impl Past {
         for run in &self.again {
             println!("executed once more in run {run}; the earlier result counts");
         }
-        if self.executions.is_empty() && self.failures.is_empty() {
-            println!("{} was never executed in this store.", self.instance);
+        match &self.result_of {
+            Some((instance, run)) => {
+                let own = &self.instance;
+                println!(
+                    "{own} never ran itself: it has the result of {instance}, which has the same key and ran in {run}."
+                );
+            }
+            None if self.executions.is_empty() && self.failures.is_empty() => {
+                println!("{} was never executed in this store.", self.instance);
+            }
+            None => {}
         }
         for execution in &self.executions {
             let Execution { key, run, finished_ms, seconds, .. } = execution;

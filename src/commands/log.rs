@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use siteline_cache::{Access, InstanceOutcome, RunRow};
+use siteline_cache::{Access, Hit, InstanceOutcome, RunRow};
+use siteline_pipeline::plan::State;
 use siteline_pipeline::printable::printable;
 
 use super::{Outcome, count};
@@ -37,7 +38,7 @@ pub struct Log {
 impl Log {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
-        let planner = project.planner()?;
+        let mut planner = project.planner()?;
         let found = find_instances(&planner, &self.instances)?;
         if self.follow {
             let [node] = found.as_slice() else {
@@ -48,18 +49,30 @@ impl Log {
         }
         let logs = Logs::of(&project);
         let mut never = Vec::new();
+        // Made when something has no execution of its own, for which it takes a plan to know more.
+        let mut plan = None;
         for (place, node) in found.iter().enumerate() {
-            let name = &planner.graph.dag[*node].name;
+            let name = planner.graph.dag[*node].name.clone();
             if found.len() > 1 && !self.path {
                 println!("{}==> {name} <==", if place > 0 { "\n" } else { "" });
             }
-            match logs.last(name)? {
+            let mut last = logs.last(&name)?;
+            if matches!(last, Last::Never) {
+                let plan = match &mut plan {
+                    Some(plan) => plan,
+                    none => none.insert(planner.plan()?),
+                };
+                if let State::Cached(hit) = plan.state(*node) {
+                    last = logs.of_another(&name, hit);
+                }
+            }
+            match last {
                 Last::Kept(path) if self.path => println!("{}", path.display()),
                 Last::Kept(path) => show(&path)?,
                 // Where paths are asked for, nothing but paths goes to standard output.
                 Last::Told(words) if self.path => eprintln!("{words}"),
                 Last::Told(words) => println!("{words}"),
-                Last::Never => never.push(name.clone()),
+                Last::Never => never.push(name),
             }
         }
         match never.as_slice() {
@@ -122,6 +135,22 @@ impl<'p> Logs<'p> {
             Some(last) => Last::Told(format!("`{name}` ran in {}, whose logs are gone", last.run)),
             None => Last::Never,
         })
+    }
+}
+
+impl Logs<'_> {
+    /// What is left of the execution that made an instance's result under another name.
+    fn of_another(&self, name: &str, hit: &Hit) -> Last {
+        let path = self.project.store.run_folder(&hit.run).join(siteline_pipeline::run::log_name(&hit.instance));
+        let made =
+            format!("`{name}` has the result of `{}`, which has the same key and ran in {}", hit.instance, hit.run);
+        match path.exists() {
+            true => {
+                eprintln!("{made}");
+                Last::Kept(path)
+            }
+            false => Last::Told(made),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::Outcome;
 use crate::args::Common;
 use crate::diagnostic::CommandError;
 use crate::project::Project;
-use crate::report::results::find_tables;
+use crate::report::results::{find_tables, no_table};
 
 /// Print the results table, if it is up to date.
 #[derive(Debug, Args)]
@@ -48,8 +48,7 @@ impl Table {
                 let hint = siteline_pipeline::diagnostic::suggest(&stage, "the stages are", names);
                 return Err(CommandError::request(format!("there is no stage `{stage}`"), hint));
             }
-            let hint = "`siteline plan` shows what is missing, `siteline run` makes it".to_owned();
-            return Err(CommandError::refused("there is no results table that is up to date", hint));
+            return Err(no_table(&planner));
         };
         let file = match self.format {
             Format::Md => "table.md",

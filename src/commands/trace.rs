@@ -15,7 +15,7 @@ use super::{Outcome, count};
 use crate::args::Common;
 use crate::diagnostic::CommandError;
 use crate::project::{Project, find_instances};
-use crate::report::results::{Cell, Cells, ResultsTable, find_tables};
+use crate::report::results::{Cell, Cells, ResultsTable, find_tables, no_table};
 
 /// Walk from one number of the table back to everything that it depends on.
 ///
@@ -121,8 +121,7 @@ impl Known<'_> {
     /// A number, by its address and its metric, from the first table that has it.
     fn number(&self, tables: &[ResultsTable], address: &str, metric: Option<&str>) -> Result<Traced, CommandError> {
         if tables.is_empty() {
-            let hint = "`siteline run` makes it; `siteline plan` shows what is missing".to_owned();
-            return Err(CommandError::refused("there is no results table that is up to date", hint));
+            return Err(no_table(self.planner));
         }
         // What is wrong with the address is said of the first table.
         let find = |table: &'_ ResultsTable| find(&table.cells, address, metric).cloned();

@@ -43,7 +43,7 @@ impl Verify {
         println!("{} {hold} ({:.1} MB).", count(verified.whole, "object"), verified.bytes as f64 / 1e6);
         if verified.unnamed > 0 {
             println!(
-                "{} that no record names: a run was killed before it wrote the record, or records are lost; `siteline gc` removes what nothing needs",
+                "{} that no record names: a run was killed before it wrote the record, a stage that ran again made other bytes, or records are lost; `siteline gc` removes what nothing needs",
                 count(verified.unnamed, "object")
             );
         }

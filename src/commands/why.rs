@@ -1,5 +1,6 @@
 //! `siteline why`
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -12,6 +13,7 @@ use siteline_pipeline::why::{self, Change, Reason};
 use siteline_pipeline::{NodeIndex, printable};
 
 use super::Outcome;
+use super::history::{self, FailedIn};
 use crate::args::Common;
 use crate::project::{Project, find_instances};
 
@@ -42,6 +44,8 @@ pub struct Explanation {
     waits_for: Vec<InstanceJson>,
     /// What would differ from its last execution if everything that it reads came out as it did then.
     own_changes: Vec<Change>,
+    /// Where it has no result: the last run in which it failed.
+    failed: Option<FailedIn>,
 }
 
 impl Why {
@@ -51,9 +55,15 @@ impl Why {
         let plan = planner.plan()?;
         let nodes = find_instances(&planner, &self.instances)?;
         let most = if self.verbose { usize::MAX } else { MOST };
+        let is_new = |node: &NodeIndex| matches!(plan.state(*node), State::Stale { reason: Reason::New, .. });
+        let name = |node: &NodeIndex| planner.graph.dag[*node].name.clone();
+        let new: Vec<String> = nodes.iter().filter(|node| is_new(node)).map(name).collect();
+        let mut outcomes = if new.is_empty() { HashMap::new() } else { history::outcomes_of(&project, &new) };
         let mut all = Vec::new();
         for node in nodes {
-            let explanation = Explanation::of(&mut planner, &plan, node);
+            let mut explanation = Explanation::of(&mut planner, &plan, node);
+            let outcomes = outcomes.remove(&explanation.planned.instance);
+            explanation.failed = outcomes.and_then(|of| of.failures.into_iter().next());
             match self.json {
                 true => all.push(explanation),
                 false => println!("{}", explanation.text(most)),
@@ -79,14 +89,18 @@ impl Explanation {
             }
             _ => (Vec::new(), Vec::new()),
         };
-        Self { planned, waits_for, own_changes }
+        Self { planned, waits_for, own_changes, failed: None }
     }
 
     fn text(&self, most: usize) -> String {
         let name = &self.planned.instance;
         match &self.planned.state {
             StateJson::Cached { key, run } => format!("{name} is up to date (key {}, made by run {run}).", &key[..12]),
-            StateJson::Run { why, .. } => format!("{name} must run: {}", spelled(why, most)),
+            StateJson::Run { why, .. } => {
+                let failed =
+                    self.failed.as_ref().map(|FailedIn { run, message }| format!("; it failed in {run}: {message}"));
+                format!("{name} must run: {}{}", spelled(why, most), failed.unwrap_or_default())
+            }
             StateJson::Wait { .. } => {
                 let mut lines = vec![format!("{name} waits for what it reads:")];
                 let needed = self.waits_for.iter().map(|needed| match &needed.state {

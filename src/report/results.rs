@@ -109,6 +109,22 @@ impl ResultsTable {
     }
 }
 
+/// Why there is no table that is up to date.
+pub fn no_table(planner: &Planner) -> CommandError {
+    let makes_cells =
+        |node: NodeIndex| planner.kind(node).outputs.iter().any(|output| output.purpose == Purpose::Cells);
+    match planner.graph.dag.node_indices().any(makes_cells) {
+        true => CommandError::refused(
+            "there is no results table that is up to date",
+            "`siteline run` makes it; `siteline plan` shows what is missing".to_owned(),
+        ),
+        false => CommandError::refused(
+            "no stage of this manifest makes a results table",
+            "`table: {uses: table, needs: {scores: evaluate}}` makes one of scores".to_owned(),
+        ),
+    }
+}
+
 /// Every results table of the plan that is up to date.
 pub fn find_tables(planner: &Planner, plan: &Plan) -> Result<Vec<ResultsTable>, CommandError> {
     let mut tables = Vec::new();

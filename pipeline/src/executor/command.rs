@@ -173,7 +173,11 @@ impl Job {
         let status = child.wait().map_err(|e| Failure::new(format!("it cannot be waited for: {e}")))?;
         match listened {
             Ok(()) if status.success() => Ok(()),
-            Ok(()) => Err(Failure::new(how_it_ended(status))),
+            Ok(()) => {
+                let how = how_it_ended(status);
+                LogFile::conclude(&self.log, &how);
+                Err(Failure::new(how))
+            }
             Err(failure) => Err(failure),
         }
     }

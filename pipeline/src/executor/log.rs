@@ -14,13 +14,22 @@ pub(crate) struct LogFile {
 }
 
 impl LogFile {
-    /// Makes the file; `heading` stands on top.
+    /// Makes the file, or goes on in that of an earlier attempt; `heading` stands on top of what this one says.
     pub(crate) fn create(path: &Path, heading: &str) -> std::io::Result<Self> {
-        // A file of its own for each attempt: whoever follows the log of the one before sees that it has ended.
-        let _ = std::fs::remove_file(path);
-        let mut file = File::create(path)?;
+        let mut file = File::options().append(true).create(true).open(path)?;
+        let length = file.metadata()?.len();
+        if length > 0 {
+            file.write_all(b"\n[siteline: another attempt]\n")?;
+        }
         file.write_all(heading.as_bytes())?;
-        Ok(Self { file, length: 0 })
+        Ok(Self { file, length })
+    }
+
+    /// Adds a last line to the log of an attempt that printed something.
+    pub(crate) fn conclude(path: &Path, text: &str) {
+        if let Ok(mut file) = File::options().append(true).open(path) {
+            let _ = writeln!(file, "[siteline: {text}]");
+        }
     }
 
     /// Adds to it. A log that cannot be written is no reason to lose the work.

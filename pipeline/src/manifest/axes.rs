@@ -56,6 +56,9 @@ pub(super) fn of(
 }
 
 fn from_file(path: &Path) -> Result<Vec<AxisValue>, String> {
+    if path.metadata().is_ok_and(|meta| !meta.is_file()) {
+        return Err(format!("{} is no plain file", path.display()));
+    }
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     if path.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e == *known)) {
         let node = Node::parse(&text).map_err(|bad| format!("{}: {}", path.display(), bad.message))?;
@@ -64,7 +67,9 @@ fn from_file(path: &Path) -> Result<Vec<AxisValue>, String> {
     }
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or("").trim()).filter(|line| !line.is_empty());
     let value = |line: &str| match line.parse::<i64>() {
-        Ok(number) => AxisValue::Number(number),
+        // `007` is a name: the number would be called otherwise.
+        Ok(number) if number.to_string() == line => AxisValue::Number(number),
+        Ok(_) => AxisValue::Word(line.to_owned()),
         Err(_) => match line.parse::<f64>() {
             Ok(fraction) if fraction.is_finite() && line.starts_with(|c: char| c.is_ascii_digit() || c == '-') => {
                 AxisValue::Fraction(fraction)

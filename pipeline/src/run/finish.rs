@@ -50,6 +50,7 @@ impl Driver<'_, '_, '_> {
             Some(earlier) => earlier,
             None => record.hit(),
         };
+        self.schedule.took(job.node, job.started.elapsed());
         let waits = Uncommitted { node: job.node, took: job.started.elapsed(), log_path: job.log_path };
         self.uncommitted.insert(record.key, waits);
         if let Some(committer) = &self.committer {
@@ -111,7 +112,7 @@ impl Driver<'_, '_, '_> {
             }
         };
         if let Published::Differs { .. } = published {
-            let text = "it made other bytes than before under the same key: the stage is not deterministic; the earlier result counts, and both are kept";
+            let text = "it made other bytes than before under the same key: the stage is not deterministic; the earlier result counts, and `siteline gc` removes the other";
             (self.tell)(Event::Warning { instance: name.clone(), text: text.into() });
         }
         // What was kept for another attempt is not needed any more.
