@@ -220,6 +220,13 @@ fn a_manifest_is_checked_for_what_it_never_uses() {
     }
     assert!(said.stderr.contains("warning") && said.stderr.contains("siteline.yaml:3:"), "{}", said.stderr);
     assert_eq!(space.run(&["check-manifest", "--strict"]).code, 1);
+    // Names that YAML takes for numbers.
+    let space = Space::of_commands(
+        "axes: {a: [001, 1.10, 2], lr: [1e-3, 0.5]}\nstages: {fit: {run: echo >out, per: [a, lr], outputs: [out]}}\n",
+    );
+    let said = space.run(&["check-manifest"]).stderr;
+    assert!(said.contains("`001` on the axis `a` is called `1`") && said.contains("`\"1.10\"`"), "{said}");
+    assert!(said.matches("is called").count() == 2, "{said}");
     // Programs and data that a command names and does not declare.
     let space = Space::of_commands("stages: {}");
     let (absolute, root) = (space.path("data/c.csv"), space.root().display());

@@ -137,7 +137,10 @@ impl Linter<'_> {
             let NodeValue::List(items) = &axis.value.value else { continue };
             for item in items.iter().filter(|item| matches!(item.value, NodeValue::Number(_))) {
                 let (text, number) = (self.loaded.text.get(item.span.clone()).unwrap_or_default(), item.to_json());
-                let is_same = Node::parse(text).is_ok_and(|read| read.to_json() == number);
+                // `1e-3` is a number whichever way it is called; `1.10` and `007` may well be names.
+                let may_be_name =
+                    text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') || text.starts_with("0x");
+                let is_same = may_be_name && Node::parse(text).is_ok_and(|read| read.to_json() == number);
                 let Ok(value) = serde_json::from_value::<AxisValue>(number) else { continue };
                 if is_same && value.label() != text {
                     let message = format!("`{text}` on the axis `{}` is called `{}`", axis.key, value.label());

@@ -17,12 +17,11 @@ impl LogFile {
     /// Makes the file, or goes on in that of an earlier attempt; `heading` stands on top of what this one says.
     pub(crate) fn create(path: &Path, heading: &str) -> std::io::Result<Self> {
         let mut file = File::options().append(true).create(true).open(path)?;
-        let length = file.metadata()?.len();
-        if length > 0 {
+        if file.metadata()?.len() > 0 {
             file.write_all(b"\n[siteline: another attempt]\n")?;
         }
         file.write_all(heading.as_bytes())?;
-        Ok(Self { file, length })
+        Ok(Self { file, length: 0 })
     }
 
     /// Adds a last line to the log of an attempt that printed something.
