@@ -19,6 +19,14 @@ fn schema(space: &Space, which: &str) -> serde_json::Value {
     serde_json::from_str(&space.run(&["schema", "--json-of", which]).stdout).unwrap()
 }
 
+/// What a verb answers, which fits the schema of its answers.
+fn answer(space: &Space, words: &[&str]) -> serde_json::Value {
+    let said = space.run(words);
+    let value = serde_json::from_str(&said.stdout).unwrap_or_else(|e| panic!("{words:?}: {e}: {}", said.stderr));
+    fit(space, &schema(space, words[0]), std::slice::from_ref(&value));
+    value
+}
+
 /// A run in which nearly everything happens that can, and one of two runs at once that waits for the other.
 #[test]
 fn events_summaries_and_plans_are_json_that_fits_its_schema() {
@@ -72,12 +80,7 @@ fn answers_in_json_fit_their_schemas_and_say_what_the_text_says() {
     );
     assert_eq!(space.run(&["run", "--plain"]).code, 1);
     space.edit("siteline.yaml", "rate: 0.5", "rate: 0.25");
-    let answer = |words: &[&str]| -> serde_json::Value {
-        let said = space.run(words);
-        let value = serde_json::from_str(&said.stdout).unwrap_or_else(|e| panic!("{words:?}: {e}: {}", said.stderr));
-        fit(&space, &schema(&space, words[0]), std::slice::from_ref(&value));
-        value
-    };
+    let answer = |words: &[&str]| answer(&space, words);
     let status = answer(&["status", "--json"]);
     assert_eq!(status["stages"][0], serde_json::json!({"stage": "fit", "all": 2, "cached": 0, "run": 2, "wait": 0}));
     assert_eq!(status["failed"][0]["instance"], "bad");
@@ -112,12 +115,7 @@ fn answers_in_json_fit_their_schemas_and_say_what_the_text_says() {
 #[test]
 fn scores_tables_and_numbers_fit_their_schemas() {
     let space = Space::finished();
-    let answer = |words: &[&str]| -> serde_json::Value {
-        let said = space.run(words);
-        let value = serde_json::from_str(&said.stdout).unwrap_or_else(|e| panic!("{words:?}: {e}: {}", said.stderr));
-        fit(&space, &schema(&space, words[0]), std::slice::from_ref(&value));
-        value
-    };
+    let answer = |words: &[&str]| answer(&space, words);
     let audit = answer(&["audit", "--json"]);
     let scores = audit["scores"].as_array().unwrap();
     assert!(audit["clean"] == scores.len() && !scores.is_empty(), "{audit}");
