@@ -95,8 +95,13 @@ fn commands_and_workers_that_are_killed_at_every_sync_point_cost_their_own_work(
             .filter(|point| !point.ends_with("-end") && **point != "before-index")
         {
             let space = make();
-            // The third claim is made while the first two are at work.
-            let times = if *point == "after-claim" && clean.len() > 2 { "3" } else { "1" };
+            let times = match *point {
+                // The third claim is made while the first two are at work.
+                "after-claim" if clean.len() > 2 => "3",
+                // Of the first commands all may end at once; by then the slow one is at work.
+                "after-stage" if clean.len() > 2 => "8",
+                _ => "1",
+            };
             let wanted = format!("{point}:{times}:children");
             let mut command = space.command(&["run", "--plain", "-j", "3"]);
             let output = command.env("SITELINE_TEST_KILL_AT", &wanted).output().unwrap();
