@@ -13,7 +13,7 @@ fuzz_target!(|text: &str| {
     let _ = manifest::duration(text);
     let _ = manifest::Override::parse(text);
     let Ok(tree) = Node::parse(text) else { return };
-    let misfits = schema::check(&tree, &manifest::json_schema(), "the manifest");
+    let misfits = schema::check(&tree, text, &manifest::json_schema(), "the manifest");
     // Every place that is told lies in the text.
     assert!(misfits.iter().all(|misfit| misfit.span.end <= text.len() && text.is_char_boundary(misfit.span.start)));
     let read = serde_json::from_value::<Manifest>(tree.to_json());
