@@ -22,11 +22,13 @@ pub mod verify;
 pub mod weights;
 pub mod why;
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use siteline_cache::RunRow;
+use siteline_cache::{RunRow, Store};
+use siteline_pipeline::printable::on_one_line;
 
 use crate::args::{Args, Command};
 use crate::diagnostic::CommandError;
@@ -82,6 +84,13 @@ impl RunJson {
     pub fn of(run: &RunRow) -> Self {
         Self { id: run.id.clone(), state: run.state().to_owned(), command: run.command.clone() }
     }
+}
+
+/// Whose runs a store has, where it has none of this manifest's: it may have been renamed.
+pub fn runs_of_others(store: &Store, name: &str) -> Option<String> {
+    let others: BTreeSet<String> = store.runs().into_iter().map(|run| run.manifest).filter(|of| of != name).collect();
+    let list: Vec<String> = others.iter().take(5).map(|name| format!("`{}`", on_one_line(name))).collect();
+    (!list.is_empty()).then(|| format!("the store has runs of {}: they go by the manifest's `name`", list.join(", ")))
 }
 
 /// A time in milliseconds since 1970, for people.

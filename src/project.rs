@@ -20,6 +20,9 @@ use crate::diagnostic::CommandError;
 /// Name of a manifest that need not be named.
 const DEFAULT_MANIFEST: &str = "siteline.yaml";
 
+/// The store of a project that names none.
+const STORE: &str = ".siteline";
+
 /// A manifest with everything that it is planned by.
 pub struct Project {
     /// The manifest.
@@ -30,17 +33,49 @@ pub struct Project {
     pub graph: Arc<Graph>,
 }
 
+/// A manifest and its sweep, spelled out.
+pub struct Sweep {
+    /// The manifest.
+    pub loaded: Loaded,
+    /// The sweep.
+    pub graph: Arc<Graph>,
+}
+
+impl Sweep {
+    /// Reads the manifest that the options name.
+    pub fn load(common: &Common) -> Result<Self, CommandError> {
+        let loaded = load(common)?;
+        Ok(Self { graph: Arc::new(Graph::expand(&loaded)?), loaded })
+    }
+}
+
+fn load(common: &Common) -> Result<Loaded, CommandError> {
+    let pack = open_pack(common)?;
+    let path = match &common.manifest {
+        Some(path) => path.clone(),
+        None => find_manifest()?,
+    };
+    let overrides = overrides(common)?;
+    Ok(manifest::load(&path, &overrides, &pack).map_err(|found| with_overrides(found, &overrides))?)
+}
+
+/// Where the store is, whether or not the manifest holds.
+pub fn store_root(common: &Common) -> Result<PathBuf, CommandError> {
+    if let Some(root) = &common.store {
+        return Ok(root.clone());
+    }
+    let manifest = match &common.manifest {
+        Some(path) => path.clone(),
+        None => find_manifest()?,
+    };
+    Ok(manifest::project_root(&manifest).join(STORE))
+}
+
 impl Project {
     /// Opens what the options name.
     pub fn open(common: &Common, access: Access) -> Result<Self, CommandError> {
-        let pack = open_pack(common)?;
-        let path = match &common.manifest {
-            Some(path) => path.clone(),
-            None => find_manifest()?,
-        };
-        let overrides = overrides(common)?;
-        let loaded = manifest::load(&path, &overrides, &pack).map_err(|found| with_overrides(found, &overrides))?;
-        let root = common.store.clone().unwrap_or_else(|| loaded.root.join(".siteline"));
+        let loaded = load(common)?;
+        let root = common.store.clone().unwrap_or_else(|| loaded.root.join(STORE));
         let sharing = if common.shared_store { Sharing::Group } else { Sharing::Private };
         // Neither waits for the other.
         let (store, graph) = rayon::join(|| Store::open_shared(&root, access, sharing), || Graph::expand(&loaded));

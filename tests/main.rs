@@ -25,6 +25,7 @@ mod selection;
 mod verbs;
 mod watching;
 mod weights;
+mod work_dirs;
 
 #[test]
 fn no_file_is_forgotten() {

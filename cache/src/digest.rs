@@ -85,11 +85,11 @@ impl Digest {
         loop {
             piece.clear();
             let read = file.by_ref().take(PIECE as u64).read_to_end(&mut piece)?;
-            if read == 0 {
-                return Ok((Self(*hasher.finalize().as_bytes()), length));
-            }
             length += read as u64;
             hasher.update(&piece);
+            if read < PIECE {
+                return Ok((Self(*hasher.finalize().as_bytes()), length));
+            }
         }
     }
 

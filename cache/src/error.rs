@@ -39,6 +39,12 @@ pub enum StoreError {
         /// The link, socket or device.
         path: PathBuf,
     },
+    /// A folder, pipe or device where a file is to be read.
+    #[error("{} is no plain file", path.display())]
+    NotPlain {
+        /// What it is.
+        path: PathBuf,
+    },
     /// Another process holds the whole store.
     #[error("the store {} is in use by another run", path.display())]
     InUse {

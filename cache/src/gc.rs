@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::journal::{self, Journal};
+use crate::removal::remove_folder;
 use crate::{Digest, Record, Result, Store, StoreError, sync_point};
 
 /// What is kept.
@@ -36,24 +37,6 @@ impl GcPlan {
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|(_, size)| size).sum()
     }
-}
-
-/// Removes a folder with all that is in it, folders that were closed to writing included.
-fn remove_tree(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::remove_dir_all(path).or_else(|_| {
-        let mut waiting = vec![path.to_owned()];
-        while let Some(folder) = waiting.pop() {
-            fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
-            for entry in fs::read_dir(&folder)? {
-                let entry = entry?;
-                if entry.file_type()?.is_dir() {
-                    waiting.push(entry.path());
-                }
-            }
-        }
-        fs::remove_dir_all(path)
-    })
 }
 
 impl Store {
@@ -170,6 +153,6 @@ impl Store {
             sync_point::reach("gc-before-file");
             fs::remove_file(path).map_err(StoreError::io("remove", path))?;
         }
-        plan.folders.iter().try_for_each(|path| remove_tree(path).map_err(StoreError::io("remove", path)))
+        plan.folders.iter().try_for_each(|path| remove_folder(path).map_err(StoreError::io("remove", path)))
     }
 }

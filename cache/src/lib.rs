@@ -15,6 +15,7 @@ mod ledger;
 mod object;
 mod outcomes;
 mod record;
+pub mod removal;
 mod runs;
 mod stat;
 mod store;
@@ -32,6 +33,7 @@ pub use ledger::Execution;
 pub use outcomes::{InstanceOutcome, OutcomeFollower, OutcomeWriter};
 pub use record::{Hit, Output, Parts, Record, RecordInput, RecordSource};
 pub use runs::RunRow;
+pub use stat::modified_in;
 pub use store::{Access, Store};
 pub use verify::{Damage, Verified};
 

@@ -3,11 +3,16 @@
 //! An accelerator and never a judge: it only says "this is the very file that was hashed before". A file whose
 //! times changed is hashed again, and what counts is its digest.
 
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::{Digest, Result, Store, StoreError};
+use rustix::fs::{AtFlags, statat};
+use rustix::path::Arg;
+
+use crate::{Digest, Result, Store, StoreError, object};
 
 /// What `stat` says of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +30,10 @@ const SETTLED_NS: i64 = 2_000_000_000;
 impl Stamp {
     pub(crate) fn of(path: &Path) -> Result<Self> {
         let meta = std::fs::metadata(path).map_err(StoreError::io("read", path))?;
+        // To read a pipe would be to wait for whoever writes to it.
+        if !meta.is_file() {
+            return Err(StoreError::NotPlain { path: path.to_owned() });
+        }
         Ok(Self {
             size: meta.size() as i64,
             modified_ns: meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec()),
@@ -40,11 +49,32 @@ impl Stamp {
     }
 }
 
+/// When a file below an opened folder was last modified: the way to the folder is looked up once and not for each of many files.
+///
+/// # Errors
+/// A file that cannot be found.
+pub fn modified_in(folder: &File, path: impl Arg) -> io::Result<SystemTime> {
+    let stat = statat(folder, path, AtFlags::empty())?;
+    let since = Duration::new(stat.st_mtime.unsigned_abs(), stat.st_mtime_nsec as u32);
+    // A clock may have been wrong by decades.
+    let time = if stat.st_mtime < 0 { UNIX_EPOCH.checked_sub(since) } else { UNIX_EPOCH.checked_add(since) };
+    time.ok_or_else(|| io::Error::other("a time that cannot be"))
+}
+
 impl Store {
+    /// When an object was last modified.
+    ///
+    /// # Errors
+    /// An object that is not there.
+    pub fn object_modified(&self, digest: &Digest) -> io::Result<SystemTime> {
+        let objects = self.objects_dir().ok_or(io::ErrorKind::NotFound)?;
+        modified_in(objects, object::name_of(digest))
+    }
+
     /// Digest and size of a raw file: from the stat cache if this very file was hashed before, else by reading it.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file that cannot be read, and what is no plain file.
     pub fn digest_of_raw(&self, path: &Path) -> Result<(Digest, u64)> {
         let stamp = Stamp::of(path)?;
         if let Some(digest) = self.ledger().stat_get(path, &stamp)? {

@@ -10,6 +10,7 @@
 //! memo/                  results of parts, which stages keep for themselves
 //! resume/KEY/            checkpoints of work that was interrupted
 //! tmp/                   what is being written
+//! tmp/idle/              emptied folders that commands worked in, for a later run
 //! damaged/               objects that were found altered
 //! ```
 
@@ -185,7 +186,7 @@ impl Store {
     }
 
     /// The folder of the objects, opened: the way to it is looked up once and not for each of thousands of objects.
-    fn objects_dir(&self) -> Option<&File> {
+    pub(crate) fn objects_dir(&self) -> Option<&File> {
         if self.objects_dir.get().is_none() {
             let _ = self.objects_dir.set(File::open(self.objects()).ok()?);
         }
@@ -238,6 +239,11 @@ impl Store {
     pub fn scratch(&self) -> Result<tempfile::TempDir> {
         let tmp = self.root.join("tmp");
         tempfile::tempdir_in(&tmp).map_err(StoreError::io("write", &tmp))
+    }
+
+    /// A place where an emptied folder waits for a later run that wants the like again; `gc` removes it.
+    pub fn idle(&self, name: &str) -> PathBuf {
+        self.root.join("tmp/idle").join(name)
     }
 
     /// Makes the files of `dir` objects; they become durable with the record that names them.
@@ -354,8 +360,13 @@ impl Store {
         runs::read(&self.run_folder(id))
     }
 
+    /// Whether all is there that tells what became of a run's instances.
+    pub fn is_whole(&self, run: &RunRow) -> bool {
+        self.results_of(run).is_some()
+    }
+
     /// Folders of runs whose own file does not hold.
-    pub(crate) fn damaged_runs(&self) -> Vec<PathBuf> {
+    pub fn damaged_runs(&self) -> Vec<PathBuf> {
         runs::damaged(&self.root.join("runs"))
     }
 

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::diagnostic::Diagnostic;
-use crate::graph::Graph;
+use crate::graph::{Graph, Instance};
 use crate::manifest::{AxisValue, CommandLine, Loaded, Stage};
 use crate::pattern::Condition;
 use crate::protocol::SourceFrom;
-use crate::tree::{Node, NodeValue, Span};
+use crate::tree::{NodeValue, Span};
 
 /// Everything that looks like a slip, in the order of the file.
 pub fn lint(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
@@ -18,6 +18,7 @@ pub fn lint(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
     linter.dead_conditions();
     linter.undeclared_files();
     linter.renamed_values();
+    linter.excluded_points();
     linter.found.sort_by_key(|d| d.span.as_ref().map_or(0, |span| span.start));
     linter.found
 }
@@ -129,6 +130,23 @@ impl Linter<'_> {
         }
     }
 
+    /// Points that `include` adds and `exclude` takes away again.
+    fn excluded_points(&mut self) {
+        for (index, point) in self.loaded.manifest.include.iter().enumerate() {
+            let has_all = |stage: &Stage| point.keys().all(|axis| stage.per.contains(axis));
+            let stages = self.loaded.manifest.stages.iter().filter(|(_, stage)| has_all(stage));
+            let names: BTreeSet<&str> = stages.map(|(name, _)| name.as_str()).collect();
+            let is_there = |instance: &Instance| {
+                let same = |(axis, value): (&String, &AxisValue)| instance.point.get(axis) == Some(&value.label());
+                names.contains(instance.stage.as_ref()) && point.iter().all(same)
+            };
+            if !names.is_empty() && !self.graph.dag.node_weights().any(is_there) {
+                let span = self.loaded.place(&["include", &index.to_string()]);
+                self.warn(span, "no stage has an instance at this point".into(), "does `exclude` take it away again?");
+            }
+        }
+    }
+
     /// Numbers on axes that are called otherwise than they are written: `001` is 1.
     fn renamed_values(&mut self) {
         let Some(axes) = self.loaded.tree.get("axes") else { return };
@@ -136,13 +154,12 @@ impl Linter<'_> {
         for axis in axes {
             let NodeValue::List(items) = &axis.value.value else { continue };
             for item in items.iter().filter(|item| matches!(item.value, NodeValue::Number(_))) {
-                let (text, number) = (self.loaded.text.get(item.span.clone()).unwrap_or_default(), item.to_json());
+                let Some(text) = item.written(&self.loaded.text) else { continue };
                 // `1e-3` is a number whichever way it is called; `1.10` and `007` may well be names.
                 let may_be_name =
                     text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') || text.starts_with("0x");
-                let is_same = may_be_name && Node::parse(text).is_ok_and(|read| read.to_json() == number);
-                let Ok(value) = serde_json::from_value::<AxisValue>(number) else { continue };
-                if is_same && value.label() != text {
+                let Ok(value) = serde_json::from_value::<AxisValue>(item.to_json()) else { continue };
+                if may_be_name && value.label() != text {
                     let message = format!("`{text}` on the axis `{}` is called `{}`", axis.key, value.label());
                     self.warn(item.span.clone(), message, &format!("write `\"{text}\"` if it is a name"));
                 }

@@ -26,7 +26,7 @@ use crate::tree::{Node, Span};
 
 pub use axes::Axis;
 pub(crate) use load::interpolate;
-pub use load::{Override, load};
+pub use load::{Override, load, project_root};
 
 /// A multi-site experiment: which sites, which sweep, which stages lead from raw images to a results table.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -36,10 +36,12 @@ mod guard;
 mod heartbeat;
 mod listen;
 mod names;
+mod request;
 mod start;
 
 pub use names::log_name;
 use names::{now_ms, run_id};
+pub use request::Request;
 
 /// How to run.
 #[derive(Clone, Debug, Default)]
@@ -101,11 +103,13 @@ pub fn run(
     let outcomes = store.begin_run(&row)?;
     let folder = store.run_folder(&id);
     write_file(&folder.join("manifest.yaml"), planner.loaded.text.as_bytes())?;
-    let overrides: Vec<String> = planner.loaded.overrides.iter().map(ToString::to_string).collect();
-    write_json(
-        &folder.join("request.json"),
-        &serde_json::json!({"command": row.command, "set": overrides, "chosen": settings.chosen, "manifest": planner.loaded.path}),
-    )?;
+    let request = Request {
+        command: row.command,
+        set: planner.loaded.overrides.iter().map(ToString::to_string).collect(),
+        chosen: settings.chosen.clone(),
+        manifest: planner.loaded.path.clone(),
+    };
+    write_json(&folder.join(request::FILE), &serde_json::to_value(&request).expect("a request is JSON"))?;
     let (sender, messages) = channel();
     let is_open = |node: &NodeIndex| matches!(plan.state(*node), State::Stale { .. } | State::Waiting { .. });
     let open: Vec<NodeIndex> = planner.graph.dag.node_indices().filter(is_open).collect();

@@ -65,7 +65,7 @@ impl<'a> Checker<'a> {
         if !self.has_type(node, schema) {
             let wanted = type_words(schema);
             let found = match &node.value {
-                NodeValue::Number(number) => self.written(node).unwrap_or_else(|| number.to_string()),
+                NodeValue::Number(number) => node.written(self.text).map_or_else(|| number.to_string(), str::to_owned),
                 _ => node.what().to_owned(),
             };
             let hint = self.how_to_write(node, &[schema], &wanted);
@@ -107,7 +107,7 @@ impl<'a> Checker<'a> {
         if let (true, Some(hint)) = (is_scalar, self.as_list(node, &resolved)) {
             let words = words.iter().filter_map(Value::as_str).map(|word| format!("`{word}`"));
             let wanted: Vec<String> = words.chain(types).collect();
-            let shown = self.written(node).unwrap_or_else(|| node.what().to_owned());
+            let shown = node.written(self.text).unwrap_or_else(|| node.what());
             return self.add(&node.span, format!("{what} must be {}, not {shown}", wanted.join(" or ")), Some(hint));
         }
         // The complaint of the choice whose type fits is the one that helps.
@@ -141,19 +141,12 @@ impl<'a> Checker<'a> {
         one.chain(several).chain(nested.filter_map(|one| one.get("const").cloned())).collect()
     }
 
-    /// A value as the file has it, if that is what the value was read from: `3.10` is another text than the number's.
-    fn written(&self, node: &Node) -> Option<String> {
-        let text = self.text.get(node.span.clone())?;
-        let same = Node::parse(text).is_ok_and(|read| read.to_json() == node.to_json());
-        same.then(|| text.to_owned())
-    }
-
     /// What would mend a value of the wrong type: a list, the example of a description, quotation marks.
     fn how_to_write(&self, node: &Node, schemas: &[&'a Value], wanted: &str) -> Option<String> {
         let about = schemas.iter().find_map(|schema| schema.get("description").and_then(Value::as_str));
         let example = about.map(first_sentence).filter(|sentence| sentence.contains('`'));
         let is_number = matches!(&node.value, NodeValue::Number(_) | NodeValue::Bool(_));
-        let quoted = || match self.written(node) {
+        let quoted = || match node.written(self.text) {
             Some(text) => format!("write it in quotation marks: `\"{text}\"`"),
             None => "write it in quotation marks".to_owned(),
         };
@@ -165,7 +158,7 @@ impl<'a> Checker<'a> {
     fn as_list(&self, node: &Node, schemas: &[&'a Value]) -> Option<String> {
         let mut items = schemas.iter().filter_map(|schema| schema.get("items"));
         let fits = items.any(|of| self.attempt(node, of, "").is_empty());
-        let text = self.written(node).filter(|text| !text.contains('\n'));
+        let text = node.written(self.text).filter(|text| !text.contains('\n'));
         let shown = text.map(|text| format!(": `[{text}]`")).unwrap_or_default();
         fits.then(|| format!("write it as a list{shown}"))
     }

@@ -190,22 +190,10 @@ impl<'a> Sources<'a> {
         if path.is_absolute() {
             return Ok(path.to_owned());
         }
-        let mut depth = 0i32;
-        for part in path.components() {
-            depth += match part {
-                Component::ParentDir => -1,
-                Component::Normal(_) => 1,
-                _ => 0,
-            };
-            if depth < 0 {
-                let hint = format!(
-                    "paths are relative to {}; name a folder above it as the project's `root`, or give an absolute path",
-                    self.loaded.root.display()
-                );
-                return Err(self.error(place, format!("`{text}` climbs out of the project"), Some(hint)));
-            }
+        match climbs_out(path, &self.loaded.root) {
+            Some((message, hint)) => Err(self.error(place, message, Some(hint))),
+            None => Ok(self.loaded.root.join(path)),
         }
-        Ok(self.loaded.root.join(path))
     }
 
     /// A pattern as written to one that can be searched for: the project's own folder may have wildcards in its name.
@@ -219,10 +207,6 @@ impl<'a> Sources<'a> {
     }
 
     fn file(&self, path: &Path, role: &str, label: &str, place: &[&str]) -> Result<SourceFile, Diagnostic> {
-        if path.metadata().is_ok_and(|meta| !meta.is_file()) {
-            let message = format!("{} is no plain file", path.display());
-            return Err(self.error(place, message, None));
-        }
         let (digest, size) = self.store.digest_of_raw(path).map_err(|e| {
             let hint = (!path.exists()).then(|| format!("paths are relative to {}", self.loaded.root.display()));
             self.error(place, e.to_string(), hint)
@@ -334,6 +318,27 @@ impl<'a> Sources<'a> {
     }
 }
 
+/// What is wrong with a path that leads out of the project by way of `..`, and what may be meant.
+pub(crate) fn climbs_out(path: &Path, root: &Path) -> Option<(String, String)> {
+    let mut depth = 0i32;
+    let leaves = |part| {
+        depth += match part {
+            Component::ParentDir => -1,
+            Component::Normal(_) => 1,
+            _ => 0,
+        };
+        depth < 0
+    };
+    let climbs = path.is_relative() && path.components().any(leaves);
+    climbs.then(|| {
+        let root = root.display();
+        let hint = format!(
+            "paths are relative to {root}; name a folder above it as the project's `root`, or give an absolute path"
+        );
+        (format!("`{}` climbs out of the project", path.display()), hint)
+    })
+}
+
 fn stem_of(path: &Path) -> String {
     path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
 }
@@ -344,12 +349,9 @@ fn matches(pattern: &Path) -> Result<Vec<PathBuf>, String> {
     let mut found = Vec::new();
     for entry in glob::glob(&text).map_err(|e| format!("`{text}` is no pattern: {e}"))? {
         let path = entry.map_err(|e| format!("{}: {}", e.path().display(), e.error()))?;
-        match path.metadata() {
-            Ok(meta) if meta.is_dir() => {}
-            // To read a pipe would be to wait for whoever writes to it.
-            Ok(meta) if !meta.is_file() => return Err(format!("{} is no plain file", path.display())),
-            // A link to nowhere is reported when it is read, not passed over.
-            _ => found.push(path),
+        // A link to nowhere is reported when it is read, not passed over.
+        if !path.is_dir() {
+            found.push(path);
         }
     }
     found.sort();

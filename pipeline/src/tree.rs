@@ -57,6 +57,12 @@ pub struct BadYaml {
 }
 
 impl Node {
+    /// The value as the text has it that it was read from, if it was: `3.10` is another text than the number's.
+    pub fn written<'t>(&self, text: &'t str) -> Option<&'t str> {
+        let written = text.get(self.span.clone())?;
+        Self::parse(written).is_ok_and(|read| read.to_json() == self.to_json()).then_some(written)
+    }
+
     /// Parses one document.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! `siteline diff`
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -8,9 +8,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use siteline_cache::{Access, InstanceOutcome, Record, RunRow, Store};
 use siteline_pipeline::printable;
+use siteline_pipeline::run::Request;
 use siteline_pipeline::why::{self, Change};
 
-use super::{Outcome, RunJson, count};
+use super::{Outcome, RunJson, count, runs_of_others};
 use crate::args::Common;
 use crate::diagnostic::CommandError;
 use crate::project::{Project, pattern};
@@ -44,6 +45,8 @@ pub struct Difference {
     after: RunJson,
     /// Instances that the later run did not have.
     gone: Vec<String>,
+    /// Instances that are part of the sweep and that the later run was not asked for.
+    not_asked_for: Vec<String>,
     /// Instances that the earlier run did not have.
     new: Vec<NewInstance>,
     /// Instances whose key or outcome differs.
@@ -72,8 +75,10 @@ struct ChangedInstance {
     after: String,
     /// Why it failed or could not run in the later run.
     message: Option<String>,
-    /// What differs in its key.
+    /// What differs in its key; nothing where the record of one of the two results is gone.
     changes: Vec<Change>,
+    /// Whether the record of one of the two results is gone, so that what changed is not known.
+    unknown: bool,
     /// What differs in what it measured.
     metrics: Vec<ChangedMetric>,
 }
@@ -94,7 +99,8 @@ impl Diff {
         let project = Project::open(common, Access::Read)?;
         let name = &project.loaded.manifest.name;
         let runs: Vec<RunRow> = project.store.runs().into_iter().filter(|run| run.manifest == *name).collect();
-        let (before, after) = (find(&runs, &self.before)?, find(&runs, &self.after)?);
+        let others = || runs_of_others(&project.store, name);
+        let (before, after) = (find(&runs, &self.before, others)?, find(&runs, &self.after, others)?);
         let only = self.only.iter().map(|text| pattern(text)).collect::<Result<Vec<_>, _>>()?;
         let (old, new) = (by_instance(&project.store, &before.id), by_instance(&project.store, &after.id));
         let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
@@ -108,12 +114,27 @@ impl Diff {
             before: RunJson::of(before),
             after: RunJson::of(after),
             gone: Vec::new(),
+            not_asked_for: Vec::new(),
             new: Vec::new(),
             changed: Vec::new(),
             same: 0,
         };
+        for run in [before, after] {
+            if !project.store.is_whole(run) {
+                eprintln!(
+                    "warning: what became of the instances of {} is not all there: its files are damaged",
+                    run.id
+                );
+            }
+        }
+        let request = Request::read(&project.store.run_folder(&after.id));
+        let asked_for_some = request.is_some_and(|request| request.is_partial());
+        let sweep: HashSet<&str> = project.graph.dag.node_weights().map(|instance| instance.name.as_str()).collect();
         for instance in names.into_iter().filter(|name| only.is_empty() || only.iter().any(|o| o.fits_name(name))) {
             match (old.get(instance), new.get(instance)) {
+                (Some(_), None) if asked_for_some && sweep.contains(instance.as_str()) => {
+                    found.not_asked_for.push(instance.clone());
+                }
                 (Some(_), None) => found.gone.push(instance.clone()),
                 (None, Some(now)) => {
                     found.new.push(NewInstance { instance: instance.clone(), outcome: now.outcome.clone() });
@@ -150,6 +171,9 @@ impl Difference {
         lines.sort();
         lines.iter().for_each(|(_, line)| println!("{line}"));
         println!("{} the same.", count(self.same, "instance"));
+        if !self.not_asked_for.is_empty() {
+            println!("{} that the later run was not asked for.", count(self.not_asked_for.len(), "instance"));
+        }
     }
 }
 
@@ -162,11 +186,16 @@ impl ChangedInstance {
             after: now.outcome.clone(),
             message: now.message.clone(),
             changes: Vec::new(),
+            unknown: false,
             metrics: Vec::new(),
         };
-        if let (Some(before), Some(after)) = (record(was), record(now)) {
-            found.changes = after.parts.read().map(|parts| why::changes(&before, &parts)).unwrap_or_default();
-            found.metrics = metrics(&before, &after);
+        match (record(was), record(now)) {
+            (Some(before), Some(after)) => {
+                found.changes = after.parts.read().map(|parts| why::changes(&before, &parts)).unwrap_or_default();
+                found.metrics = metrics(&before, &after);
+            }
+            // What failed has no key.
+            _ => found.unknown = was.key.is_some() && now.key.is_some(),
         }
         found
     }
@@ -175,6 +204,10 @@ impl ChangedInstance {
         let mut lines = vec![format!("~ {}  {} -> {}", self.instance, self.before, self.after)];
         lines.extend(self.message.iter().map(|message| format!("    {message}")));
         lines.extend(self.changes.iter().map(|change| format!("    {change}")));
+        if self.unknown {
+            lines
+                .push("    what changed is not known: the record of one of the two is gone (`siteline gc`)".to_owned());
+        }
         lines.extend(self.metrics.iter().map(|metric| {
             let name = &metric.name;
             match (metric.before, metric.after) {
@@ -195,7 +228,11 @@ fn metrics(before: &Record, after: &Record) -> Vec<ChangedMetric> {
     differing.map(|name| ChangedMetric { name: name.clone(), before: both(name).0, after: both(name).1 }).collect()
 }
 
-fn find<'r>(runs: &'r [RunRow], wanted: &str) -> Result<&'r RunRow, CommandError> {
+fn find<'r>(
+    runs: &'r [RunRow],
+    wanted: &str,
+    runs_of_others: impl Fn() -> Option<String>,
+) -> Result<&'r RunRow, CommandError> {
     let place = match wanted {
         "last" => Some(0),
         "previous" => Some(1),
@@ -210,7 +247,8 @@ fn find<'r>(runs: &'r [RunRow], wanted: &str) -> Result<&'r RunRow, CommandError
         others => {
             if runs.len() < 2 && place.is_some() {
                 let there = if runs.is_empty() { "there was no run yet" } else { "there was one run only" };
-                return Err(CommandError::request(there.to_owned(), "`siteline diff` compares two".to_owned()));
+                let hint = runs_of_others().unwrap_or_else(|| "`siteline diff` compares two".to_owned());
+                return Err(CommandError::request(there.to_owned(), hint));
             }
             let what = if others.is_empty() { "there is no run" } else { "several runs begin with" };
             let known: Vec<_> = runs.iter().take(5).map(|run| run.id.as_str()).collect();

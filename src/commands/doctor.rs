@@ -12,7 +12,7 @@ use siteline_pipeline::sandbox::Sandbox;
 
 use super::{Outcome, count};
 use crate::args::Common;
-use crate::project::{Project, open_pack};
+use crate::project::{Sweep, open_pack, store_root};
 
 /// Look at what a run depends on: the worker and libtorch, GPUs, the manifest, the store, the disk, leases, the sandbox.
 #[derive(Debug, Args)]
@@ -107,17 +107,22 @@ impl Doctor {
             true => findings.note("gpu", "none is visible: stages run on the CPU"),
             false => findings.good("gpu", format!("visible: {}", gpus.join(", "))),
         }
-        match Project::open(common, Access::Read) {
-            Ok(project) => {
-                let path = project.loaded.path.display();
-                findings.good("manifest", format!("{path} ({})", count(project.graph.dag.node_count(), "instance")));
-                store(&mut findings, &project.store);
-                match Sandbox::new(&project.loaded.root, project.store.root().join("objects")) {
-                    Ok(_) => findings.good("sandbox", "bubblewrap works: `siteline run --sandbox`"),
-                    Err(e) => findings.note("sandbox", e),
-                }
+        match Sweep::load(common) {
+            Ok(Sweep { loaded, graph }) => {
+                let path = loaded.path.display();
+                findings.good("manifest", format!("{path} ({})", count(graph.dag.node_count(), "instance")));
             }
             Err(e) => findings.bad("manifest", format!("{e} (`siteline check-manifest` shows where)")),
+        }
+        if let Ok(root) = store_root(common) {
+            match Store::open(&root, Access::Read) {
+                Ok(found) => store(&mut findings, &found),
+                Err(e) => findings.bad("store", e),
+            }
+            match Sandbox::new(root.parent().unwrap_or(&root), root.join("objects")) {
+                Ok(_) => findings.good("sandbox", "bubblewrap works: `siteline run --sandbox`"),
+                Err(e) => findings.note("sandbox", e),
+            }
         }
         if self.json {
             println!("{}", printable::json(&findings.list, true));
@@ -137,6 +142,13 @@ fn store(findings: &mut Findings, store: &Store) {
         Err(e) => findings.bad("store", format!("{} cannot be written: {e}", root.display())),
     }
     findings.good("records", count(store.records().len(), "whole record"));
+    for folder in store.damaged_runs() {
+        findings.note("runs", format!("{} is damaged: what was run there cannot be told any more", folder.display()));
+    }
+    for run in store.runs().iter().filter(|run| run.finished_ms.is_some() && !store.is_whole(run)) {
+        findings
+            .note("runs", format!("what became of the instances of {} is not all there: its file is damaged", run.id));
+    }
     disk(findings, root);
     let leases = store.leases();
     let held = leases.iter().filter(|(_, _, lives)| *lives).count();

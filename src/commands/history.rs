@@ -178,6 +178,11 @@ impl Past {
         match &self.result_of {
             Some((instance, run)) => {
                 let own = &self.instance;
+                if instance == own {
+                    return println!(
+                        "{own} never ran in a run of this manifest: its result was made in {run}, of another."
+                    );
+                }
                 println!(
                     "{own} never ran itself: it has the result of {instance}, which has the same key and ran in {run}."
                 );

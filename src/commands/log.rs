@@ -142,8 +142,12 @@ impl Logs<'_> {
     /// What is left of the execution that made an instance's result under another name.
     fn of_another(&self, name: &str, hit: &Hit) -> Last {
         let path = self.project.store.run_folder(&hit.run).join(siteline_pipeline::run::log_name(&hit.instance));
-        let made =
-            format!("`{name}` has the result of `{}`, which has the same key and ran in {}", hit.instance, hit.run);
+        let made = match hit.instance == name {
+            true => format!("`{name}` ran in {}, a run of another manifest", hit.run),
+            false => {
+                format!("`{name}` has the result of `{}`, which has the same key and ran in {}", hit.instance, hit.run)
+            }
+        };
         match path.exists() {
             true => {
                 eprintln!("{made}");

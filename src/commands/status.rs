@@ -11,7 +11,7 @@ use siteline_pipeline::plan::{Plan, Planner, State};
 use siteline_pipeline::{NodeIndex, printable};
 
 use super::plan::{self, StageCount};
-use super::{Outcome, RunJson, count};
+use super::{Outcome, RunJson, count, runs_of_others};
 use crate::args::Common;
 use crate::partial::Partial;
 use crate::project::{Project, find_instances};
@@ -39,6 +39,8 @@ pub struct Standing {
     at_work: Vec<String>,
     /// How many runs the store knows.
     runs: usize,
+    /// Whose runs the store has where it has none of this manifest's.
+    of_others: Option<String>,
     /// The last of them.
     last: Option<RunJson>,
     /// What failed in the last run.
@@ -101,6 +103,7 @@ impl Standing {
             stages: StageCount::of_all(planner, plan, shown),
             at_work: order().filter(is_at_work).map(name_of).collect(),
             runs: runs.len(),
+            of_others: runs.is_empty().then(|| runs_of_others(&project.store, &name)).flatten(),
             last: runs.first().map(RunJson::of),
             failed: failed.map(|o| Failed { instance: o.instance.clone(), message: o.message.clone() }).collect(),
             table,
@@ -110,7 +113,11 @@ impl Standing {
 
     fn show(&self) {
         print!("{}", plan::by_stage(&self.stages));
-        let Some(last) = &self.last else { return println!("\n`{}` was never run.", self.manifest) };
+        let Some(last) = &self.last else {
+            println!("\n`{}` was never run.", self.manifest);
+            self.of_others.iter().for_each(|others| println!("{others}"));
+            return;
+        };
         println!("\nLast of {}: {} ({}): {}", count(self.runs, "run"), last.id, last.state, last.command);
         show_first(&self.at_work, |instance| println!("  at work {instance}"));
         show_first(&self.failed, |Failed { instance, message }| {

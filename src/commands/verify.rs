@@ -7,7 +7,8 @@ use siteline_cache::{Access, Store};
 
 use super::{Outcome, count};
 use crate::args::Common;
-use crate::project::Project;
+use crate::diagnostic::CommandError;
+use crate::project::store_root;
 
 /// Rehash every object of the store. Damaged ones are set aside and named; what made them runs again when it is needed.
 #[derive(Debug, Args)]
@@ -22,10 +23,14 @@ pub struct Verify {
 
 impl Verify {
     pub fn run(self, common: &Common) -> Outcome {
-        let project = Project::open(common, Access::Read)?;
+        // Objects hold or do not, whatever the manifest says now.
+        let root = store_root(common)?;
+        if !root.exists() {
+            return Err(CommandError::request(format!("there is no store in {}", root.display()), None));
+        }
         // On a full disk nothing can be set aside, and everything can be looked at.
-        let store = match Store::open(project.store.root(), Access::Write) {
-            Err(_) if !self.rebuild => Store::open(project.store.root(), Access::Read)?,
+        let store = match Store::open(&root, Access::Write) {
+            Err(_) if !self.rebuild => Store::open(&root, Access::Read)?,
             opened => opened?,
         };
         if self.rebuild {

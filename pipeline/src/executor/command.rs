@@ -14,8 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 use super::gate::Gate;
 use super::log::LogFile;
 use super::sandbox::Sandbox;
-use super::work_dir::{self, Layout, Workshop};
-use super::{Failure, Made, Message, processes};
+use super::work_dir::{Layout, WorkDir, Workshop};
+use super::{Failure, Made, Message, outputs, processes};
 use crate::protocol::Reply;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -74,15 +74,20 @@ impl Job {
     /// Carries it out and tells what came of it.
     pub(crate) fn carry_out(self) {
         // A slip in here must not leave the run waiting for ever.
-        let work = std::panic::AssertUnwindSafe(|| self.work());
+        let mut dir = None;
+        let work = std::panic::AssertUnwindSafe(|| self.work(&mut dir));
         let slip = |_| Err(Failure::new("a bug in Siteline: the thread that saw to it panicked"));
         let made = std::panic::catch_unwind(work).unwrap_or_else(slip);
         let _ = self.tell.send(Message::Made(self.number, made));
+        // Nobody waits for this.
+        if let Some(dir) = dir {
+            self.workshop.clear(dir);
+        }
     }
 
-    fn work(&self) -> Result<Made, Failure> {
+    fn work(&self, place: &mut Option<WorkDir>) -> Result<Made, Failure> {
         let unable = |e: &dyn std::fmt::Display| Failure::new(format!("its working directory cannot be used: {e}"));
-        let dir = self.workshop.set_up(&self.layout).map_err(|e| unable(&e))?;
+        let dir = &*place.insert(self.workshop.set_up(&self.layout).map_err(|e| unable(&e))?);
         let start = self.prepare(&dir.path)?;
         let set_up = SystemTime::now();
         let started = self.gate.start(self.number, self.threads, start);
@@ -91,19 +96,16 @@ impl Job {
             false => failure,
         });
         self.gate.give(self.threads);
-        let made = executed.and_then(|()| {
-            siteline_cache::sync_point::reach("after-stage");
-            let files = work_dir::outputs(&dir.path, &self.layout)?;
-            if !is_little(&dir.path, &files) {
-                let _ = self.tell.send(Message::Freed(self.number));
-            }
-            match self.workshop.altered(&dir, &self.layout, set_up) {
-                Some(message) => Err(Failure::new(message)),
-                None => work_dir::take_in(&self.workshop.store, &dir.path, &files),
-            }
-        });
-        self.workshop.clear(dir);
-        let outputs = made?;
+        executed?;
+        siteline_cache::sync_point::reach("after-stage");
+        let files = outputs::declared(&dir.path, &self.layout)?;
+        if !is_little(&dir.path, &files) {
+            let _ = self.tell.send(Message::Freed(self.number));
+        }
+        if let Some(message) = self.workshop.altered(dir, &self.layout, set_up) {
+            return Err(Failure::new(message));
+        }
+        let outputs = outputs::take_in(&self.workshop.store, &dir.path, &files)?;
         let environment = BTreeMap::from([("threads".to_owned(), self.threads.to_string())]);
         Ok(Made { outputs, environment })
     }
@@ -121,7 +123,8 @@ impl Job {
         }
         let threads = self.threads.to_string();
         command
-            .env("LANG", "C.UTF-8")
+            // As `LANG` with this value does, and programs open one file for it instead of a dozen.
+            .env("LC_CTYPE", "C.UTF-8")
             .env("TMPDIR", if self.sandbox.is_some() { Path::new("/tmp") } else { dir })
             .env("OMP_NUM_THREADS", &threads)
             .env("SITELINE_THREADS", threads)

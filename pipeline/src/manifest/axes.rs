@@ -55,6 +55,16 @@ pub(super) fn of(
     Ok(axes)
 }
 
+fn value_of_line(line: &str) -> &str {
+    line.split('#').next().unwrap_or("").trim()
+}
+
+/// Where a value stands for the second time in a file with one in each line.
+pub(super) fn second_line(path: &Path, label: &str) -> Option<usize> {
+    let text = std::fs::read_to_string(path).ok()?;
+    text.lines().enumerate().filter(|(_, line)| value_of_line(line) == label).nth(1).map(|(at, _)| at + 1)
+}
+
 fn from_file(path: &Path) -> Result<Vec<AxisValue>, String> {
     if path.metadata().is_ok_and(|meta| !meta.is_file()) {
         return Err(format!("{} is no plain file", path.display()));
@@ -65,7 +75,7 @@ fn from_file(path: &Path) -> Result<Vec<AxisValue>, String> {
         return serde_json::from_value(node.to_json())
             .map_err(|_| format!("{} is no list of words, whole numbers or groups with a `name`", path.display()));
     }
-    let lines = text.lines().map(|line| line.split('#').next().unwrap_or("").trim()).filter(|line| !line.is_empty());
+    let lines = text.lines().map(value_of_line).filter(|line| !line.is_empty());
     let value = |line: &str| match line.parse::<i64>() {
         // `007` is a name: the number would be called otherwise.
         Ok(number) if number.to_string() == line => AxisValue::Number(number),

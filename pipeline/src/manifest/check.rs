@@ -2,6 +2,7 @@
 
 mod execution;
 mod kinds;
+mod paths;
 mod sites;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,7 @@ pub(super) fn check(loaded: &Loaded) -> Vec<Diagnostic> {
     let mut checker = Checker { loaded, axes, found: Vec::new() };
     checker.top();
     checker.sites();
+    checker.paths();
     checker.include();
     checker.groups();
     for (name, stage) in &loaded.manifest.stages {
@@ -59,6 +61,15 @@ impl Checker<'_> {
         {
             let message = format!("the stage `{name}` is repeated per site, but `sites` has none");
             self.add(self.span(&["stages", name, "per"]), message, Some("name at least one site".into()));
+        }
+        if manifest.stages.is_empty() {
+            let hint =
+                "`ingest: {uses: ingest, per: [site]}`, or a command: `hello: {run: echo hello > out, outputs: [out]}`";
+            self.add(
+                self.span(&["stages"]),
+                "there are no stages, so that nothing would run".into(),
+                Some(hint.into()),
+            );
         }
         if !is_name(&manifest.name) {
             self.add(
@@ -99,11 +110,15 @@ impl Checker<'_> {
             for (index, value) in values.iter().enumerate() {
                 let place = index.to_string();
                 if !seen.insert(value.label()) {
-                    self.add(
-                        self.span(&["axes", &name, &place]),
-                        format!("`{}` is twice on the axis `{name}`", value.label()),
-                        None,
-                    );
+                    let hint = match manifest.axes.get(&name) {
+                        Some(AxisValues::File(file)) => {
+                            let line = super::axes::second_line(&self.loaded.root.join(&file.from), &value.label());
+                            line.map(|line| format!("it stands in {}:{line} once more", file.from))
+                        }
+                        _ => None,
+                    };
+                    let message = format!("`{}` is twice on the axis `{name}`", value.label());
+                    self.add(self.span(&["axes", &name, &place]), message, hint);
                 } else if value.label() == RESERVED {
                     let (span, owner) = match name.as_str() {
                         "site" => (self.loaded.tree.key_span(&["sites", RESERVED]), "a site".to_owned()),

@@ -32,6 +32,10 @@ impl Override {
     /// A text without `=`, in words.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (path, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not KEY.KEY=VALUE"))?;
+        if path.contains('[') {
+            let dotted = path.replace('[', ".").replace(']', "");
+            return Err(format!("`{path}`: entries of lists are counted from 0 behind a dot, as in `{dotted}=...`"));
+        }
         Ok(Self { path: path.split('.').map(str::to_owned).collect(), value: value.to_owned() })
     }
 }
@@ -117,6 +121,17 @@ fn root_of(path: &Path, root: Option<&str>) -> Result<PathBuf, String> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let root = folder.join(root.unwrap_or("."));
     std::fs::canonicalize(&root).map_err(|e| format!("the project's folder {} cannot be read: {e}", root.display()))
+}
+
+/// The project's folder, as far as can be told of a manifest that may not hold: its own folder where it says nothing.
+pub fn project_root(path: &Path) -> PathBuf {
+    let tree = std::fs::read_to_string(path).ok().and_then(|text| Node::parse(&text).ok());
+    let written = tree.as_ref().and_then(|tree| match &tree.get("root")?.value.value {
+        NodeValue::Text(text) => Some(text.as_str()),
+        _ => None,
+    });
+    let here = || path.parent().unwrap_or(Path::new(".")).to_owned();
+    root_of(path, written).or_else(|_| root_of(path, None)).unwrap_or_else(|_| here())
 }
 
 /// Puts a value into the tree. A new value takes the place of the key that it stands under.

@@ -3,7 +3,7 @@
 use siteline_cache::RecordSource;
 
 use super::*;
-use crate::executor::work_dir;
+use crate::executor::outputs;
 
 impl Driver<'_, '_, '_> {
     /// Takes in what a worker left, in a thread of its own.
@@ -20,8 +20,8 @@ impl Driver<'_, '_, '_> {
                     return Err(Failure::new(format!("it ended without its output `{path}`")));
                 }
                 let files = Store::files_below(scratch.path()).map_err(|e| Failure::new(e.to_string()))?;
-                work_dir::check_names(&files)?;
-                let outputs = work_dir::take_in(&store, scratch.path(), &files)?;
+                outputs::check_names(&files)?;
+                let outputs = outputs::take_in(&store, scratch.path(), &files)?;
                 Ok(Made { outputs, environment: BTreeMap::new() })
             };
             let made = work();
@@ -117,7 +117,7 @@ impl Driver<'_, '_, '_> {
         }
         // What was kept for another attempt is not needed any more.
         if !crate::manifest::command::is_command(self.planner.kind(waited.node)) {
-            let _ = std::fs::remove_dir_all(self.store.resume_folder(&committed.record.key));
+            let _ = siteline_cache::removal::remove_folder(&self.store.resume_folder(&committed.record.key));
         }
         self.summary.executed.push(name.clone());
         self.note(name.clone(), "executed", Some(committed.record.key), None)?;

@@ -232,6 +232,7 @@ impl Driver<'_, '_, '_> {
             files: input.files.clone(),
         });
         let layout = Layout {
+            instance: instance.name.clone(),
             inputs: inputs.collect(),
             files: of("file"),
             code: of("code"),

@@ -1,0 +1,95 @@
+//! The directories that commands work in: nobody finds there what another left.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::space::Space;
+
+/// The folders of the store that wait for a later run.
+fn idle(space: &Space) -> Vec<PathBuf> {
+    let folder = fs::read_dir(space.path(".siteline/tmp/idle"));
+    folder.into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+}
+
+#[test]
+fn a_directory_that_is_used_again_holds_nothing_of_those_before() {
+    let space = Space::of_commands(
+        r#"
+axes: {seed: [1, 2, 3, 4, 5, 6]}
+stages:
+  part: {run: "echo ${seed} >out", per: [seed], outputs: [out]}
+  look:
+    run: |
+      find . | sort >seen/list
+      cp inputs/part/out seen/part
+      touch junk inputs/junk inputs/part/junk data/junk seen/junk
+      mkdir -p data/more/deep && echo x >data/more/deep/junk
+      ln -s / seen/everything && rm seen/everything
+      case ${seed} in
+        2) rm -r data ;;
+        3) chmod 000 data ;;
+        4) rm -r data && ln -s / data ;;
+      esac
+    per: [seed]
+    needs: {part: part}
+    files: [data/table.csv]
+    outputs: [seen/]
+"#,
+    );
+    space.write("data/table.csv", "id\n");
+    assert_eq!(space.executed(&["-j", "1"]).len(), 12);
+    let list = |seed: usize| String::from_utf8(space.output(&format!("look[seed={seed}]"), "seen/list")).unwrap();
+    let wanted = "./data\n./data/table.csv\n./inputs\n./inputs/part\n./inputs/part/out\n./seen\n./seen/list\n";
+    assert_eq!(list(1), format!(".\n{wanted}"));
+    for seed in 2..=6 {
+        assert_eq!(list(seed), list(1), "what seed {seed} found");
+        assert_eq!(space.output(&format!("look[seed={seed}]"), "seen/part"), format!("{seed}\n").as_bytes());
+    }
+    assert_eq!(fs::read_dir(space.path("data")).unwrap().count(), 1, "the project was written to");
+    assert!(fs::read_dir(space.path(".siteline/tmp")).unwrap().next().is_none(), "something was left");
+}
+
+#[test]
+fn a_directory_with_many_folders_waits_for_the_next_run() {
+    let space = Space::of_commands(
+        r#"
+axes: {seed: {from: seeds.txt}}
+stages:
+  part: {run: "echo ${seed} >out", per: [seed], outputs: [out]}
+  table: {run: "find inputs -type f | sort >list; cat inputs/parts/*/out >out; touch inputs/junk", needs: {parts: part}, outputs: [out, list]}
+"#,
+    );
+    let seeds = |last: usize| {
+        space.write("seeds.txt", (1..=last).map(|seed| format!("{seed}\n")).collect::<String>());
+    };
+    let lines = |file: &str| String::from_utf8(space.output("table", file)).unwrap().lines().count();
+    seeds(70);
+    assert_eq!(space.executed(&[]).len(), 71);
+    assert_eq!((lines("out"), lines("list")), (70, 70));
+    let [folder] = idle(&space)[..].to_vec().try_into().unwrap();
+    let parts = || fs::read_dir(folder.join("inputs/parts")).unwrap().map(|entry| entry.unwrap().path());
+    assert_eq!(parts().count(), 70);
+    assert!(parts().all(|part| fs::read_dir(part).unwrap().next().is_none()), "the inputs were not taken away");
+    // Whatever comes to lie there, and whatever the sweep is by then, the next command finds what it reads and no more.
+    fs::write(folder.join("inputs/parts/stray"), "x").unwrap();
+    fs::write(parts().find(|part| part.is_dir()).unwrap().join("stray"), "x").unwrap();
+    fs::write(folder.join("out"), "not of this run").unwrap();
+    for last in [71, 66] {
+        seeds(last);
+        assert!(space.executed(&[]).contains("table"));
+        assert_eq!((lines("out"), lines("list")), (last, last));
+        assert_eq!(parts().count(), last);
+    }
+    // A run that is killed has it with it; the next one makes its own.
+    seeds(72);
+    let mut command = space.command(&["run", "--plain"]);
+    let killed = command.env("SITELINE_TEST_KILL_AT", "after-stage:2").output().unwrap();
+    assert!(!killed.status.success());
+    assert!(space.executed(&[]).contains("table"));
+    assert_eq!((lines("out"), lines("list")), (72, 72));
+    // It is nobody's result.
+    let said = space.run(&["gc", "--yes"]);
+    assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
+    assert!(idle(&space).is_empty());
+    assert!(space.executed(&[]).is_empty());
+}
