@@ -203,11 +203,12 @@ fn a_stage_that_writes_to_its_inputs_is_noticed() {
     for write in
         ["echo more >>inputs/one/out", "rm -f inputs/one/out; echo other >inputs/one/out", "touch inputs/one/new"]
     {
-        let readers = ["two", "three"].map(|name| {
+        // So many that they share a folder of links.
+        let readers = ["two", "three", "four", "five"].map(|name| {
             let run = if name == "two" {
                 format!("{write}; echo x >out")
             } else {
-                "sleep 1; cat inputs/one/* >out; echo three >>out".into()
+                format!("sleep 1; cat inputs/one/* >out; echo {name} >>out")
             };
             format!("  {name}: {{run: \"{run}\", needs: {{one: one}}, outputs: [out]}}\n")
         });

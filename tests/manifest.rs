@@ -238,7 +238,6 @@ fn commands_and_groups_that_contradict_themselves_are_refused() {
     refused(&stage(z, "run: echo >o, outputs: [o, o/]"), "4:", "the output `o/` is there twice");
     refused(&stage(z, "run: echo >o, outputs: ['*.csv']"), "4:", "the output `*.csv` is a pattern");
     refused(&stage(z, "run: echo >o, outputs: [o], files: [a/../../x]"), "4:", "`a/../../x` climbs out of the project");
-    refused("stages: {}\n", "3:", "there are no stages");
     refused(&stage(z, "run: [], outputs: [o]"), "4:", "the command of the stage `a` is empty");
     refused(&stage(z, "run: '', outputs: [o]"), "4:", "the command of the stage `a` is empty");
     refused(&stage(z, "run: echo >o, outputs: [o], results: [p]"), "4:", "the stage `a` has no output `p`");

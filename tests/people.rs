@@ -294,7 +294,8 @@ fn a_manifest_is_checked_for_what_it_never_uses() {
     let said = space.run(&["check-manifest"]).stderr;
     assert_eq!(said.matches("no stage has an instance at this point").count(), 1, "{said}");
     // Programs and data that a command names and does not declare.
-    let space = Space::of_commands("stages: {}");
+    let space = Space::of_commands("stages: {}\n");
+    assert!(space.run(&["check-manifest"]).stderr.contains("there are no stages"));
     let (absolute, root) = (space.path("data/c.csv"), space.root().display());
     for name in ["scripts/fit.py", "scripts/deep/run.py", "data/a.csv", "data/b.csv", "data/c.csv", "data/d.csv"] {
         space.write(name, "x");

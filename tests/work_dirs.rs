@@ -20,7 +20,7 @@ stages:
   part: {run: "echo ${seed} >out", per: [seed], outputs: [out]}
   look:
     run: |
-      find . | sort >seen/list
+      list=$(find . | sort); echo "$list" >seen/list
       cp inputs/part/out seen/part
       touch junk inputs/junk inputs/part/junk data/junk seen/junk
       mkdir -p data/more/deep && echo x >data/more/deep/junk
@@ -39,7 +39,7 @@ stages:
     space.write("data/table.csv", "id\n");
     assert_eq!(space.executed(&["-j", "1"]).len(), 12);
     let list = |seed: usize| String::from_utf8(space.output(&format!("look[seed={seed}]"), "seen/list")).unwrap();
-    let wanted = "./data\n./data/table.csv\n./inputs\n./inputs/part\n./inputs/part/out\n./seen\n./seen/list\n";
+    let wanted = "./data\n./data/table.csv\n./inputs\n./inputs/part\n./inputs/part/out\n./seen\n";
     assert_eq!(list(1), format!(".\n{wanted}"));
     for seed in 2..=6 {
         assert_eq!(list(seed), list(1), "what seed {seed} found");
@@ -56,7 +56,7 @@ fn a_directory_with_many_folders_waits_for_the_next_run() {
 axes: {seed: {from: seeds.txt}}
 stages:
   part: {run: "echo ${seed} >out", per: [seed], outputs: [out]}
-  table: {run: "find inputs -type f | sort >list; cat inputs/parts/*/out >out; touch inputs/junk", needs: {parts: part}, outputs: [out, list]}
+  table: {run: "find inputs -type f >list; cat inputs/parts/*/out >out; touch inputs/junk", needs: {parts: part}, outputs: [out, list]}
 "#,
     );
     let seeds = |last: usize| {

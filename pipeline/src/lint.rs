@@ -37,6 +37,11 @@ impl Linter<'_> {
 
     fn unused_names(&mut self) {
         let manifest = &self.loaded.manifest;
+        if manifest.stages.is_empty() {
+            let span = self.loaded.tree.key_span(&["stages"]);
+            let hint = "`hello: {run: echo hello > out, outputs: [out]}` is one";
+            return self.warn(span, "there are no stages, so that nothing would run".into(), hint);
+        }
         let stages = || manifest.stages.values();
         for axis in manifest.axes.keys().filter(|axis| !stages().any(|stage| stage.per.contains(axis))) {
             let span = self.loaded.tree.key_span(&["axes", axis]);

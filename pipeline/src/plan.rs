@@ -61,9 +61,13 @@ pub struct Input {
     pub from: RecordInput,
     /// The files that are read.
     pub files: Vec<Output>,
-    /// Whether other instances read it as well.
+    /// Whether many instances read it.
     pub shared: bool,
 }
+
+/// So many readers are not many: it is as quick for each to link to the files as to share a folder of links, which has to be made and
+/// removed for them.
+const FEW: usize = 3;
 
 /// A recipe and its digest.
 type Known = Arc<(Recipe, Digest)>;
@@ -344,7 +348,7 @@ impl<'a> Planner<'a> {
             let from = hit(needed);
             let files: Vec<Output> = from.outputs.iter().filter(|o| is_named(&spec.files, &o.path)).cloned().collect();
             let read = RecordInput { name: input.to_owned(), instance: from.instance.clone(), key: from.key };
-            let shared = self.graph.readers(needed).nth(1).is_some();
+            let shared = self.graph.readers(needed).nth(FEW).is_some();
             Input { point: self.graph.dag[needed].point.clone(), from: read, files, shared }
         });
         let sources = self.sources.of(node, kind);

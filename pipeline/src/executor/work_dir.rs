@@ -52,7 +52,7 @@ pub(crate) struct Input {
     pub(crate) name: String,
     /// Where several are gathered, what tells this one from the others.
     pub(crate) gathered: Option<String>,
-    /// Whether others read it as well.
+    /// Whether many others read it as well.
     pub(crate) shared: bool,
     /// The key of the execution that made it.
     pub(crate) key: Digest,
@@ -87,7 +87,7 @@ impl Layout {
         self.inputs.chunk_by(|one, next| one.name == next.name)
     }
 
-    /// The folders that a command finds. Where others read the same, a view stands in place of an input's folder.
+    /// The folders that a command finds. Where many read the same, a view stands in place of an input's folder.
     fn folders(&self) -> Folders {
         let mut folders = Folders::new();
         for group in self.groups() {
@@ -224,7 +224,7 @@ impl Workshop {
         let inputs = dir.path.join(INPUTS);
         for group in layout.groups() {
             let place = inputs.join(&group[0].name);
-            // What nobody else reads needs no view.
+            // What few read needs no view.
             if group.iter().all(|input| input.shared) {
                 let view = self.view(group)?;
                 view.show(&place, IN_INPUTS)?;
@@ -251,7 +251,7 @@ impl Workshop {
         })
     }
 
-    /// Links to what is read by one input: to the view of what others read as well, and to the files of the rest, whose folders are
+    /// Links to what is read by one input: to the view of what many read, and to the files of the rest, whose folders are
     /// there. Returns the views.
     fn link_several(&self, group: &[Input], path: &Path) -> io::Result<Vec<Arc<View>>> {
         let depth = path.components().count() - self.root().components().count();

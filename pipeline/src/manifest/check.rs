@@ -62,15 +62,6 @@ impl Checker<'_> {
             let message = format!("the stage `{name}` is repeated per site, but `sites` has none");
             self.add(self.span(&["stages", name, "per"]), message, Some("name at least one site".into()));
         }
-        if manifest.stages.is_empty() {
-            let hint =
-                "`ingest: {uses: ingest, per: [site]}`, or a command: `hello: {run: echo hello > out, outputs: [out]}`";
-            self.add(
-                self.span(&["stages"]),
-                "there are no stages, so that nothing would run".into(),
-                Some(hint.into()),
-            );
-        }
         if !is_name(&manifest.name) {
             self.add(
                 self.span(&["name"]),
