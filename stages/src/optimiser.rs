@@ -24,6 +24,15 @@ struct Variable {
     before: Option<Tensor>,
 }
 
+/// Variables that take no part in an update. They do again when this is dropped.
+pub struct Held(Vec<Tensor>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|value| drop(value.set_requires_grad(true)));
+    }
+}
+
 /// The optimiser of a model's trainable variables.
 pub struct AdamW {
     variables: Vec<Variable>,
@@ -44,6 +53,13 @@ impl AdamW {
             value,
         };
         Self { variables: named.into_iter().map(variable).collect(), weight_decay }
+    }
+
+    /// Takes the variables whose `factor` is 0 out of what is computed next: nothing is kept for their gradients, and where nothing in
+    /// front of them moves either, nothing goes back that far.
+    pub fn hold(&self, factor: &dyn Fn(&str) -> f64) -> Held {
+        let held = self.variables.iter().filter(|variable| factor(&variable.name) == 0.0);
+        Held(held.map(|variable| variable.value.set_requires_grad(false)).collect())
     }
 
     /// One step down the gradient of `loss`, which is scaled to the Euclidean norm `clip_norm` where it is longer; 0 leaves it.

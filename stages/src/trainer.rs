@@ -188,16 +188,17 @@ impl Training<'_> {
     /// One update: forward, loss, gradient, step.
     fn update(&mut self, batch: &Batch, at: At, lr: f64, sums: &mut Sums) -> Result<()> {
         let (model, params) = (&*self.model, self.params);
-        let mut total = self.total_loss(batch, at, Some(sums));
-        if !total.double_value(&[]).is_finite() {
-            let message = format!("the loss is not a number any more in epoch {}; lower `lr`", at.epoch);
-            return Err(StageError::Request(message));
-        }
         let factor = |name: &str| {
             let encoder = params.encoder == EncoderMode::Finetune && name.starts_with("encoder.");
             let shared = if encoder { params.encoder_lr } else { 1.0 };
             if model.method.moves(at.update, name) { shared * model.method.lr_factor(name) } else { 0.0 }
         };
+        let _held = self.optimiser.hold(&factor);
+        let mut total = self.total_loss(batch, at, Some(sums));
+        if !total.double_value(&[]).is_finite() {
+            let message = format!("the loss is not a number any more in epoch {}; lower `lr`", at.epoch);
+            return Err(StageError::Request(message));
+        }
         let sharpness = model.method.sharpness();
         if sharpness > 0.0 {
             self.optimiser.climb(&total, sharpness);
