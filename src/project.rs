@@ -50,11 +50,7 @@ impl Sweep {
 }
 
 fn load(common: &Common) -> Result<Loaded, CommandError> {
-    let pack = open_pack(common)?;
-    let path = match &common.manifest {
-        Some(path) => path.clone(),
-        None => find_manifest()?,
-    };
+    let (pack, path) = (open_pack(common)?, named_or_found(common)?);
     let overrides = overrides(common)?;
     Ok(manifest::load(&path, &overrides, &pack).map_err(|found| with_overrides(found, &overrides))?)
 }
@@ -64,11 +60,12 @@ pub fn store_root(common: &Common) -> Result<PathBuf, CommandError> {
     if let Some(root) = &common.store {
         return Ok(root.clone());
     }
-    let manifest = match &common.manifest {
-        Some(path) => path.clone(),
-        None => find_manifest()?,
-    };
-    Ok(manifest::project_root(&manifest).join(STORE))
+    let path = named_or_found(common)?;
+    match load(common) {
+        Ok(loaded) => Ok(loaded.root.join(STORE)),
+        Err(error) if !path.exists() => Err(error),
+        Err(_) => Ok(manifest::project_root(&path, &overrides(common)?).join(STORE)),
+    }
 }
 
 impl Project {
@@ -136,7 +133,11 @@ pub fn project_folder(common: &Common) -> Result<PathBuf, CommandError> {
 
 /// The manifest that the options name, or the one here or above, if there is one.
 pub fn manifest_path(common: &Common) -> Option<PathBuf> {
-    common.manifest.clone().or_else(|| find_manifest().ok())
+    named_or_found(common).ok()
+}
+
+fn named_or_found(common: &Common) -> Result<PathBuf, CommandError> {
+    common.manifest.clone().map_or_else(find_manifest, Ok)
 }
 
 fn find_manifest() -> Result<PathBuf, CommandError> {

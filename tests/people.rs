@@ -52,7 +52,13 @@ fn a_difference_says_what_it_cannot_know() {
     assert_eq!(space.run(&["gc", "--keep-days", "0", "--yes"]).code, 0);
     let runs: Vec<_> =
         std::fs::read_dir(space.path(".siteline/runs")).unwrap().map(|run| run.unwrap().path()).collect();
-    let (first, last) = (runs.iter().min().unwrap(), runs.iter().max().unwrap());
+    let began = |run: &std::path::PathBuf| -> u64 {
+        let row: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(run.join("run.json")).unwrap()).unwrap();
+        row["started_ms"].as_u64().unwrap()
+    };
+    let (first, last) =
+        (runs.iter().min_by_key(|run| began(run)).unwrap(), runs.iter().max_by_key(|run| began(run)).unwrap());
     let id = |run: &std::path::Path| run.file_name().unwrap().to_string_lossy().into_owned();
     let diff = space.run(&["diff", &id(first), &id(last)]);
     assert!(
@@ -77,7 +83,7 @@ fn what_is_past_can_be_looked_at_whatever_the_manifest_says_now() {
     space.edit("siteline.yaml", "name: study", "name: renamed");
     for (words, wanted) in [
         (&["status"][..], "the store has runs of `study`"),
-        (&["history", "all"], "of another"),
+        (&["history", "all"], "all has the result that was made in "),
         (&["log", "fit[seed=1]"], "::metric loss"),
     ] {
         let said = space.run(words);

@@ -428,6 +428,26 @@ fn a_group_shares_a_store() {
     assert_eq!((again.code, again.executed().len()), (0, 0), "{}", again.stderr);
     assert_eq!(run("64001", &["verify"]).code, 0);
     assert!(run("64002", &["history", "ingest[hospital=a]"]).stdout.contains("key "));
+    // What one left for a later run the other neither uses nor removes.
+    let numbers: Vec<String> = (0..70).map(|n| n.to_string()).collect();
+    space.write(
+        "many.yaml",
+        format!(
+            "siteline: 1\nname: many\naxes: {{n: [{}]}}\nstages:\n  part: {{run: \"echo ${{n}} >out\", per: [n], outputs: [out]}}\n  table: {{run: \"cat inputs/parts/*/out >out; echo ${{more}} >>out\", with: {{more: 1}}, needs: {{parts: part}}, outputs: [out]}}\n",
+            numbers.join(", ")
+        ),
+    );
+    for (user, more, executed) in [("64001", 1, 71), ("64002", 2, 1), ("64001", 3, 1)] {
+        let set = format!("stages.table.with.more={more}");
+        let said = run(user, &["run", "--plain", "-m", "many.yaml", "--set", &set]);
+        assert_eq!((said.code, said.executed().len()), (0, executed), "{user}: {}", said.stderr);
+    }
+    let idle = || std::fs::read_dir(space.path(".siteline/tmp/idle")).into_iter().flatten().count();
+    assert_eq!(idle(), 1);
+    assert_eq!(run("64002", &["gc", "-m", "many.yaml", "--yes"]).code, 0);
+    assert_eq!(idle(), 1);
+    let gc = run("64001", &["gc", "-m", "many.yaml", "--yes"]);
+    assert_eq!((gc.code, idle()), (0, 0), "{}", gc.stderr);
     // Nobody else gets in.
     let mut stranger = std::process::Command::new("setpriv");
     stranger.args(["--reuid", "64003", "--regid", "64003", "--clear-groups", "ls"]).arg(space.path(".siteline"));

@@ -15,13 +15,15 @@ fn idle(space: &Space) -> Vec<PathBuf> {
 fn a_directory_that_is_used_again_holds_nothing_of_those_before() {
     let space = Space::of_commands(
         r#"
-axes: {seed: [1, 2, 3, 4, 5, 6]}
+axes: {seed: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]}
 stages:
   part: {run: "echo ${seed} >out", per: [seed], outputs: [out]}
   look:
     run: |
       list=$(find . | sort); echo "$list" >seen/list
       cp inputs/part/out seen/part
+      stat -c %a . data inputs seen >seen/modes
+      basename $PWD >seen/place
       touch junk inputs/junk inputs/part/junk data/junk seen/junk
       mkdir -p data/more/deep && echo x >data/more/deep/junk
       ln -s / seen/everything && rm seen/everything
@@ -29,6 +31,8 @@ stages:
         2) rm -r data ;;
         3) chmod 000 data ;;
         4) rm -r data && ln -s / data ;;
+        5) chmod 500 . ;;
+        6) chmod 777 data ;;
       esac
     per: [seed]
     needs: {part: part}
@@ -37,16 +41,43 @@ stages:
 "#,
     );
     space.write("data/table.csv", "id\n");
-    assert_eq!(space.executed(&["-j", "1"]).len(), 12);
+    assert_eq!(space.executed(&["-j", "1"]).len(), 40);
     let list = |seed: usize| String::from_utf8(space.output(&format!("look[seed={seed}]"), "seen/list")).unwrap();
     let wanted = "./data\n./data/table.csv\n./inputs\n./inputs/part\n./inputs/part/out\n./seen\n";
     assert_eq!(list(1), format!(".\n{wanted}"));
-    for seed in 2..=6 {
+    let seen = |seed: usize, file: &str| space.output(&format!("look[seed={seed}]"), &format!("seen/{file}"));
+    for seed in 2..=20 {
         assert_eq!(list(seed), list(1), "what seed {seed} found");
+        assert_eq!(seen(seed, "modes"), seen(1, "modes"), "what seed {seed} may do");
         assert_eq!(space.output(&format!("look[seed={seed}]"), "seen/part"), format!("{seed}\n").as_bytes());
     }
+    let places: std::collections::BTreeSet<_> = (1..=20).map(|seed| seen(seed, "place")).collect();
+    assert!(places.len() < 20, "no directory was used again");
     assert_eq!(fs::read_dir(space.path("data")).unwrap().count(), 1, "the project was written to");
     assert!(fs::read_dir(space.path(".siteline/tmp")).unwrap().next().is_none(), "something was left");
+}
+
+/// A command that puts a link in place of its directory has nothing emptied behind it.
+#[test]
+fn nothing_is_removed_behind_a_link_in_place_of_a_directory() {
+    let space = Space::of_commands(
+        "stages:\n  move: {run: \"mv $PWD ${away}; ln -s ${away} $PWD; cd ${away}; echo x >seen/out; touch kept\", with: {away: AWAY}, outputs: [seen/]}\n",
+    );
+    space.edit("siteline.yaml", "AWAY", space.path("away").to_str().unwrap());
+    space.run(&["run", "--plain"]);
+    assert!(space.path("away/kept").exists());
+    assert!(fs::read_dir(space.path(".siteline/tmp")).unwrap().next().is_none(), "something was left");
+}
+
+#[test]
+fn a_declared_locale_is_the_commands() {
+    let space = Space::of_commands(
+        "stages:\n  own: {run: env >out, env: {LANG: C}, outputs: [out]}\n  none: {run: env >out, outputs: [out]}\n",
+    );
+    space.executed(&[]);
+    let of = |stage: &str| String::from_utf8(space.output(stage, "out")).unwrap();
+    assert!(of("own").lines().any(|line| line == "LANG=C") && !of("own").contains("LC_"), "{}", of("own"));
+    assert!(of("none").lines().any(|line| line == "LC_CTYPE=C.UTF-8"), "{}", of("none"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::journal::{self, Journal};
@@ -102,7 +103,10 @@ impl Store {
         for entry in fs::read_dir(&tmp).map_err(StoreError::io("read", &tmp))? {
             let path = entry.map_err(StoreError::io("read", &tmp))?.path();
             if path.is_dir() {
-                plan.folders.push(path);
+                // Of a store that several use, what is somebody else's is theirs to remove.
+                let owner = fs::symlink_metadata(&path).map_err(StoreError::io("read", &path))?.uid();
+                let user = rustix::process::geteuid();
+                plan.folders.extend((user.is_root() || user.as_raw() == owner).then_some(path));
             } else {
                 let size = fs::metadata(&path).map(|m| m.len()).unwrap_or(0);
                 plan.files.push((path, size));

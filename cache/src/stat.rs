@@ -55,9 +55,10 @@ impl Stamp {
 /// A file that cannot be found.
 pub fn modified_in(folder: &File, path: impl Arg) -> io::Result<SystemTime> {
     let stat = statat(folder, path, AtFlags::empty())?;
-    let since = Duration::new(stat.st_mtime.unsigned_abs(), stat.st_mtime_nsec as u32);
+    let seconds = Duration::from_secs(stat.st_mtime.unsigned_abs());
     // A clock may have been wrong by decades.
-    let time = if stat.st_mtime < 0 { UNIX_EPOCH.checked_sub(since) } else { UNIX_EPOCH.checked_add(since) };
+    let whole = if stat.st_mtime < 0 { UNIX_EPOCH.checked_sub(seconds) } else { UNIX_EPOCH.checked_add(seconds) };
+    let time = whole.and_then(|time| time.checked_add(Duration::from_nanos(stat.st_mtime_nsec as u64)));
     time.ok_or_else(|| io::Error::other("a time that cannot be"))
 }
 

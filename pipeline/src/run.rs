@@ -107,7 +107,7 @@ pub fn run(
         command: row.command,
         set: planner.loaded.overrides.iter().map(ToString::to_string).collect(),
         chosen: settings.chosen.clone(),
-        manifest: planner.loaded.path.clone(),
+        manifest: planner.loaded.path.to_string_lossy().into_owned(),
     };
     write_json(&folder.join(request::FILE), &serde_json::to_value(&request).expect("a request is JSON"))?;
     let (sender, messages) = channel();

@@ -191,7 +191,9 @@ impl ChangedInstance {
         };
         match (record(was), record(now)) {
             (Some(before), Some(after)) => {
-                found.changes = after.parts.read().map(|parts| why::changes(&before, &parts)).unwrap_or_default();
+                let parts = after.parts.read();
+                found.unknown = parts.is_err();
+                found.changes = parts.map(|parts| why::changes(&before, &parts)).unwrap_or_default();
                 found.metrics = metrics(&before, &after);
             }
             // What failed has no key.
@@ -205,8 +207,10 @@ impl ChangedInstance {
         lines.extend(self.message.iter().map(|message| format!("    {message}")));
         lines.extend(self.changes.iter().map(|change| format!("    {change}")));
         if self.unknown {
-            lines
-                .push("    what changed is not known: the record of one of the two is gone (`siteline gc`)".to_owned());
+            lines.push(
+                "    what changed is not known: the record of one of the two is gone (as after `siteline gc`)"
+                    .to_owned(),
+            );
         }
         lines.extend(self.metrics.iter().map(|metric| {
             let name = &metric.name;
@@ -247,7 +251,8 @@ fn find<'r>(
         others => {
             if runs.len() < 2 && place.is_some() {
                 let there = if runs.is_empty() { "there was no run yet" } else { "there was one run only" };
-                let hint = runs_of_others().unwrap_or_else(|| "`siteline diff` compares two".to_owned());
+                let others = if runs.is_empty() { runs_of_others() } else { None };
+                let hint = others.unwrap_or_else(|| "`siteline diff` compares two".to_owned());
                 return Err(CommandError::request(there.to_owned(), hint));
             }
             let what = if others.is_empty() { "there is no run" } else { "several runs begin with" };

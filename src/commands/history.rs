@@ -179,9 +179,8 @@ impl Past {
             Some((instance, run)) => {
                 let own = &self.instance;
                 if instance == own {
-                    return println!(
-                        "{own} never ran in a run of this manifest: its result was made in {run}, of another."
-                    );
+                    // Before the manifest was renamed, or the ledger does not tell.
+                    return println!("{own} has the result that was made in {run}.");
                 }
                 println!(
                     "{own} never ran itself: it has the result of {instance}, which has the same key and ran in {run}."

@@ -143,7 +143,7 @@ impl Logs<'_> {
     fn of_another(&self, name: &str, hit: &Hit) -> Last {
         let path = self.project.store.run_folder(&hit.run).join(siteline_pipeline::run::log_name(&hit.instance));
         let made = match hit.instance == name {
-            true => format!("`{name}` ran in {}, a run of another manifest", hit.run),
+            true => format!("`{name}` ran in {}", hit.run),
             false => {
                 format!("`{name}` has the result of `{}`, which has the same key and ran in {}", hit.instance, hit.run)
             }

@@ -25,7 +25,7 @@ impl Verify {
     pub fn run(self, common: &Common) -> Outcome {
         // Objects hold or do not, whatever the manifest says now.
         let root = store_root(common)?;
-        if !root.exists() {
+        if !root.join("records").exists() {
             return Err(CommandError::request(format!("there is no store in {}", root.display()), None));
         }
         // On a full disk nothing can be set aside, and everything can be looked at.

@@ -74,15 +74,18 @@ impl Job {
     /// Carries it out and tells what came of it.
     pub(crate) fn carry_out(self) {
         // A slip in here must not leave the run waiting for ever.
-        let mut dir = None;
-        let work = std::panic::AssertUnwindSafe(|| self.work(&mut dir));
+        let work = std::panic::AssertUnwindSafe(|| {
+            let mut dir = None;
+            let made = self.work(&mut dir);
+            // Before anybody is told: a run that is over leaves nothing.
+            if let Some(dir) = dir {
+                self.workshop.clear(dir);
+            }
+            made
+        });
         let slip = |_| Err(Failure::new("a bug in Siteline: the thread that saw to it panicked"));
         let made = std::panic::catch_unwind(work).unwrap_or_else(slip);
         let _ = self.tell.send(Message::Made(self.number, made));
-        // Nobody waits for this.
-        if let Some(dir) = dir {
-            self.workshop.clear(dir);
-        }
     }
 
     fn work(&self, place: &mut Option<WorkDir>) -> Result<Made, Failure> {
@@ -123,8 +126,6 @@ impl Job {
         }
         let threads = self.threads.to_string();
         command
-            // As `LANG` with this value does, and programs open one file for it instead of a dozen.
-            .env("LC_CTYPE", "C.UTF-8")
             .env("TMPDIR", if self.sandbox.is_some() { Path::new("/tmp") } else { dir })
             .env("OMP_NUM_THREADS", &threads)
             .env("SITELINE_THREADS", threads)
@@ -135,6 +136,10 @@ impl Job {
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("PYTHONUNBUFFERED", "1")
             .env(processes::RUN_VARIABLE, &self.run);
+        // As `LANG` with this value does, and programs open one file for it instead of a dozen; it would go before a declared one.
+        if !self.env.iter().any(|(name, _)| ["LANG", "LC_ALL"].contains(&name.as_str())) {
+            command.env("LC_CTYPE", "C.UTF-8");
+        }
         for (name, value) in &self.env {
             if let Some(value) = value {
                 command.env(name, value);

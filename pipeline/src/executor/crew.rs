@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -13,15 +12,12 @@ pub(crate) struct Crew(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    /// Nobody carries anything out.
-    done: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     tasks: VecDeque<Task>,
     idle: usize,
-    busy: usize,
     over: bool,
 }
 
@@ -35,14 +31,9 @@ impl Shared {
         let mut state = self.lock();
         loop {
             if let Some(task) = state.tasks.pop_front() {
-                state.busy += 1;
                 drop(state);
                 task();
                 state = self.lock();
-                state.busy -= 1;
-                if state.busy == 0 {
-                    self.done.notify_all();
-                }
                 continue;
             }
             if state.over {
@@ -76,13 +67,8 @@ impl Crew {
 }
 
 impl Drop for Crew {
-    /// Waits until everything is carried out, within reason: a process that the kernel cannot end must not hold up the rest.
     fn drop(&mut self) {
-        const REASON: Duration = Duration::from_secs(10);
-        let mut state = self.0.lock();
-        state.over = true;
+        self.0.lock().over = true;
         self.0.changed.notify_all();
-        let at_work = |state: &mut State| state.busy > 0 || !state.tasks.is_empty();
-        let _ = self.0.done.wait_timeout_while(state, REASON, at_work);
     }
 }

@@ -122,6 +122,8 @@ pub(crate) struct Workshop {
     pub(crate) store: Arc<Store>,
     root: Root,
     made: AtomicUsize,
+    /// The mode of a folder that was just made.
+    mode: u32,
     /// Directories to use again, with the folders in them, longest unused first.
     free: Mutex<VecDeque<(Folders, PathBuf)>>,
     views: Mutex<HashMap<ViewId, Arc<View>>>,
@@ -140,8 +142,11 @@ impl Workshop {
     pub(crate) fn new(store: Arc<Store>) -> Result<Self, StoreError> {
         let folder = store.scratch()?;
         let path = folder.path().to_owned();
-        let root = Root::open(folder).map_err(|source| StoreError::Io { action: "read", path, source })?;
-        Ok(Self { store, root, made: AtomicUsize::new(0), free: Mutex::default(), views: Mutex::default() })
+        let unusable = |source| StoreError::Io { action: "write", path, source };
+        let probe = folder.path().join("probe");
+        let mode = fs::create_dir(&probe).and_then(|()| fs::metadata(&probe)).map(|meta| meta.mode());
+        let (root, mode) = Root::open(folder).and_then(|root| Ok((root, mode?))).map_err(unusable)?;
+        Ok(Self { store, root, mode, made: AtomicUsize::new(0), free: Mutex::default(), views: Mutex::default() })
     }
 
     /// The folder that holds all views.
@@ -179,15 +184,20 @@ impl Workshop {
 
     /// The same where it is worth looking for what an earlier run of the instance left.
     fn with_many_folders(&self, instance: &str, folders: &Folders) -> io::Result<PathBuf> {
-        let path = self.fresh("work")?;
+        let mut path = self.fresh("work")?;
         let idle = self.idle(instance);
         // Of a store that several use, a folder may be somebody else's.
         let own = fs::symlink_metadata(&idle).is_ok_and(|meta| meta.uid() == rustix::process::geteuid().as_raw());
         // Another run may be quicker.
-        if !(own && fs::rename(&idle, &path).is_ok() && empty(&path, "", folders)? == folders.len()) {
-            let ordered: Vec<&String> = folders.iter().collect();
-            ordered.par_iter().with_min_len(MANY).try_for_each(|folder| fs::create_dir_all(path.join(folder)))?;
+        if own && fs::rename(&idle, &path).is_ok() {
+            match self.empty(&path, folders) {
+                Ok(true) => return Ok(path),
+                // What cannot be used goes with the workshop.
+                _ => path = self.fresh("work")?,
+            }
         }
+        let ordered: Vec<&String> = folders.iter().collect();
+        ordered.par_iter().with_min_len(MANY).try_for_each(|folder| fs::create_dir_all(path.join(folder)))?;
         Ok(path)
     }
 
@@ -326,7 +336,7 @@ impl Workshop {
     pub(crate) fn clear(&self, dir: WorkDir) {
         /// Where each instance finds other folders, directories would pile up.
         const MOST: usize = 64;
-        let emptied = empty(&dir.path, "", &dir.folders).is_ok_and(|kept| kept == dir.folders.len());
+        let emptied = self.empty(&dir.path, &dir.folders).is_ok_and(|all| all);
         let surplus = match (emptied, dir.folders.len()) {
             (false, _) => Some(dir.path),
             (true, MANY..) => self.leave_idle(&dir).err().map(|_| dir.path),
@@ -341,38 +351,41 @@ impl Workshop {
         }
     }
 
+    /// Removes everything in a directory but these folders. Whether they are all there, as they were made.
+    fn empty(&self, dir: &Path, folders: &Folders) -> io::Result<bool> {
+        // A link in its place would lead out of the store.
+        Ok(fs::symlink_metadata(dir)?.mode() == self.mode && self.empty_below(dir, "", folders)? == folders.len())
+    }
+
+    fn empty_below(&self, folder: &Path, name: &str, folders: &Folders) -> io::Result<usize> {
+        let (mut kept, mut rest) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name().to_str().map(|inner| match name {
+                "" => inner.to_owned(),
+                outer => format!("{outer}/{inner}"),
+            });
+            // The command may have changed who may do what in a folder.
+            match name.filter(|name| folders.contains(name)) {
+                Some(name) if entry.metadata()?.mode() == self.mode => kept.push((entry.path(), name)),
+                _ => rest.push(entry.path()),
+            }
+        }
+        removal::remove_all(&rest)?;
+        let empty = |(path, name): &(PathBuf, String)| self.empty_below(path, name, folders);
+        let below: usize = match kept.len() {
+            0..MANY => kept.iter().map(empty).sum::<io::Result<_>>()?,
+            _ => kept.par_iter().with_min_len(16).map(empty).sum::<io::Result<_>>()?,
+        };
+        Ok(kept.len() + below)
+    }
+
     /// Puts an emptied directory where a later run finds it. One that is there already stays.
     fn leave_idle(&self, dir: &WorkDir) -> io::Result<()> {
         let idle = self.idle(&dir.instance);
         idle.parent().map_or(Ok(()), fs::create_dir_all)?;
         fs::rename(&dir.path, idle)
     }
-}
-
-/// Removes everything below a directory but these folders, and returns how many of them are there and can be used.
-fn empty(folder: &Path, name: &str, folders: &Folders) -> io::Result<usize> {
-    let (mut kept, mut rest) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let (path, kind) = (entry.path(), entry.file_type()?);
-        let name = match (name, entry.file_name().to_string_lossy()) {
-            ("", inner) => inner.into_owned(),
-            (outer, inner) => format!("{outer}/{inner}"),
-        };
-        // The command may have taken its own rights to a folder away.
-        if kind.is_dir() && folders.contains(&name) && entry.metadata()?.mode() & 0o700 == 0o700 {
-            kept.push((path, name));
-        } else {
-            rest.push((path, kind));
-        }
-    }
-    removal::remove_all(&rest)?;
-    let empty = |(path, name): &(PathBuf, String)| empty(path, name, folders);
-    let below: usize = match kept.len() {
-        0..MANY => kept.iter().map(empty).sum::<io::Result<_>>()?,
-        _ => kept.par_iter().with_min_len(16).map(empty).sum::<io::Result<_>>()?,
-    };
-    Ok(kept.len() + below)
 }
 
 impl Drop for Workshop {

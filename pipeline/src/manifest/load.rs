@@ -124,8 +124,12 @@ fn root_of(path: &Path, root: Option<&str>) -> Result<PathBuf, String> {
 }
 
 /// The project's folder, as far as can be told of a manifest that may not hold: its own folder where it says nothing.
-pub fn project_root(path: &Path) -> PathBuf {
-    let tree = std::fs::read_to_string(path).ok().and_then(|text| Node::parse(&text).ok());
+pub fn project_root(path: &Path, overrides: &[Override]) -> PathBuf {
+    let mut tree = std::fs::read_to_string(path).ok().and_then(|text| Node::parse(&text).ok());
+    if let Some(tree) = &mut tree {
+        // One that does not fit the manifest is told of where the manifest is.
+        overrides.iter().for_each(|change| drop(apply(tree, change)));
+    }
     let written = tree.as_ref().and_then(|tree| match &tree.get("root")?.value.value {
         NodeValue::Text(text) => Some(text.as_str()),
         _ => None,

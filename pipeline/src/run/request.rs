@@ -1,7 +1,7 @@
 //! What a run was asked for, kept beside what came of it.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ pub struct Request {
     /// The patterns that chose instances, as in [`Settings::chosen`](super::Settings::chosen).
     pub chosen: BTreeMap<String, Vec<String>>,
     /// The manifest's file.
-    pub manifest: PathBuf,
+    pub manifest: String,
 }
 
 /// Its file in the run's folder.
