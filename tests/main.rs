@@ -16,6 +16,7 @@ mod methods;
 mod oracle;
 mod pack;
 mod packs;
+mod past;
 mod people;
 mod planted;
 mod python;

@@ -1,0 +1,76 @@
+//! What is told of runs that are over: after renamings, damage, and whatever the manifest says now.
+
+use crate::space::Space;
+
+const SWEEP: &str = r#"
+axes: {seed: [0, 1]}
+stages:
+  fit: {run: "echo ${rate} ${seed} >out; echo ::metric loss ${rate}", per: [seed], with: {rate: 0.5}, outputs: [out]}
+  all: {run: "cat inputs/fits/*/out >out", needs: {fits: fit}, outputs: [out]}
+"#;
+
+#[test]
+fn a_difference_says_what_it_cannot_know() {
+    let space = Space::of_commands(SWEEP);
+    space.executed(&[]);
+    // What was not asked for is not gone.
+    space.edit("siteline.yaml", "rate: 0.5", "rate: 0.25");
+    space.executed(&["--only", "fit[seed=1]"]);
+    let diff = space.run(&["diff"]).stdout;
+    assert!(diff.contains("2 instances that the later run was not asked for") && !diff.contains("- fit"), "{diff}");
+    // The record of the earlier result may be gone, and files may be damaged.
+    space.executed(&[]);
+    assert_eq!(space.run(&["gc", "--keep-days", "0", "--yes"]).code, 0);
+    let runs: Vec<_> =
+        std::fs::read_dir(space.path(".siteline/runs")).unwrap().map(|run| run.unwrap().path()).collect();
+    let began = |run: &std::path::PathBuf| -> u64 {
+        let row: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(run.join("run.json")).unwrap()).unwrap();
+        row["started_ms"].as_u64().unwrap()
+    };
+    let (first, last) =
+        (runs.iter().min_by_key(|run| began(run)).unwrap(), runs.iter().max_by_key(|run| began(run)).unwrap());
+    let id = |run: &std::path::Path| run.file_name().unwrap().to_string_lossy().into_owned();
+    let diff = space.run(&["diff", &id(first), &id(last)]);
+    assert!(
+        diff.stdout.contains("what changed is not known") && diff.stderr.is_empty(),
+        "{}{}",
+        diff.stdout,
+        diff.stderr
+    );
+    std::fs::write(first.join("instances.jsonl"), "").unwrap();
+    let diff = space.run(&["diff", &id(first), &id(last)]);
+    assert!(diff.stderr.contains("is not all there"), "{}", diff.stderr);
+    std::fs::write(last.join("run.json"), "{").unwrap();
+    let doctor = space.run(&["doctor"]).stdout;
+    assert!(doctor.contains(&format!("{} is not all there", id(first))), "{doctor}");
+    assert!(doctor.contains(&format!("{} is damaged", last.display())), "{doctor}");
+}
+
+#[test]
+fn what_is_past_can_be_looked_at_whatever_the_manifest_says_now() {
+    let space = Space::of_commands(SWEEP);
+    space.executed(&[]);
+    space.edit("siteline.yaml", "name: study", "name: renamed");
+    for (words, wanted) in [
+        (&["status"][..], "the store has runs of `study`"),
+        (&["history", "all"], "all has the result that was made in "),
+        (&["log", "fit[seed=1]"], "::metric loss"),
+    ] {
+        let said = space.run(words);
+        assert!(said.code == 0 && said.stdout.contains(wanted), "{words:?}: {}{}", said.stdout, said.stderr);
+    }
+    assert!(space.run(&["diff"]).stderr.contains("the store has runs of `study`"));
+    space.edit("siteline.yaml", "per: [seed]", "per: [sed]");
+    let verify = space.run(&["verify"]);
+    assert!(verify.code == 0 && verify.stdout.contains("objects hold"), "{}{}", verify.stdout, verify.stderr);
+    // Each is blamed for its own.
+    let doctor = space.run(&["doctor"]).stdout;
+    assert!(doctor.contains("BAD   manifest") && doctor.contains("ok    store"), "{doctor}");
+    space.edit("siteline.yaml", "per: [sed]", "per: [seed]");
+    std::fs::remove_dir_all(space.path(".siteline")).unwrap();
+    space.write(".siteline", "a file");
+    let doctor = space.run(&["doctor"]).stdout;
+    assert!(doctor.contains("ok    manifest") && doctor.contains("BAD   store"), "{doctor}");
+    assert_eq!(space.run(&["verify", "--store", "nowhere"]).code, 2);
+}
