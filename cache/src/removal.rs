@@ -63,9 +63,9 @@ pub fn remove_all(paths: &[PathBuf]) -> io::Result<()> {
 }
 
 fn remove(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path)?.is_dir() {
-        true => remove_folder(path),
-        false => fs::remove_file(path),
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::IsADirectory => remove_folder(path),
+        removed => removed,
     }
 }
 
