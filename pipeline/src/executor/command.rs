@@ -74,23 +74,22 @@ impl Job {
     /// Carries it out and tells what came of it.
     pub(crate) fn carry_out(self) {
         // A slip in here must not leave the run waiting for ever.
-        let work = std::panic::AssertUnwindSafe(|| {
-            let mut dir = None;
-            let made = self.work(&mut dir);
-            // Before anybody is told: a run that is over leaves nothing.
-            if let Some(dir) = dir {
-                self.workshop.clear(dir);
-            }
-            made
-        });
+        let work = std::panic::AssertUnwindSafe(|| self.work());
         let slip = |_| Err(Failure::new("a bug in Siteline: the thread that saw to it panicked"));
         let made = std::panic::catch_unwind(work).unwrap_or_else(slip);
         let _ = self.tell.send(Message::Made(self.number, made));
     }
 
-    fn work(&self, place: &mut Option<WorkDir>) -> Result<Made, Failure> {
-        let unable = |e: &dyn std::fmt::Display| Failure::new(format!("its working directory cannot be used: {e}"));
-        let dir = &*place.insert(self.workshop.set_up(&self.layout).map_err(|e| unable(&e))?);
+    fn work(&self) -> Result<Made, Failure> {
+        let unable = |e| Failure::new(format!("its working directory cannot be used: {e}"));
+        let dir = self.workshop.set_up(&self.layout).map_err(unable)?;
+        let made = self.work_in(&dir);
+        // Before anybody is told: a run that is over leaves nothing.
+        self.workshop.clear(dir);
+        made
+    }
+
+    fn work_in(&self, dir: &WorkDir) -> Result<Made, Failure> {
         let start = self.prepare(&dir.path)?;
         let set_up = SystemTime::now();
         let started = self.gate.start(self.number, self.threads, start);
