@@ -28,13 +28,13 @@ pub fn remove_folder(folder: &Path) -> io::Result<()> {
 
 /// A folder that cannot be written cannot be emptied either.
 fn open_up(folder: &Path) {
-    let is_folder = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
     let mut waiting = vec![folder.to_owned()];
-    while let Some(folder) = waiting.pop().filter(|folder| is_folder(folder)) {
-        let _ = fs::set_permissions(&folder, Permissions::from_mode(0o700));
-        waiting.extend(
-            fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|p| is_folder(p)),
-        );
+    while let Some(path) = waiting.pop() {
+        // Not behind a link.
+        if fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir()) {
+            let _ = fs::set_permissions(&path, Permissions::from_mode(0o700));
+            waiting.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+        }
     }
 }
 
