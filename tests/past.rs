@@ -1,13 +1,7 @@
 //! What is told of runs that are over: after renamings, damage, and whatever the manifest says now.
 
+use crate::people::SWEEP;
 use crate::space::Space;
-
-const SWEEP: &str = r#"
-axes: {seed: [0, 1]}
-stages:
-  fit: {run: "echo ${rate} ${seed} >out; echo ::metric loss ${rate}", per: [seed], with: {rate: 0.5}, outputs: [out]}
-  all: {run: "cat inputs/fits/*/out >out", needs: {fits: fit}, outputs: [out]}
-"#;
 
 #[test]
 fn a_difference_says_what_it_cannot_know() {

@@ -2,7 +2,7 @@
 
 use crate::space::Space;
 
-const SWEEP: &str = r#"
+pub const SWEEP: &str = r#"
 axes: {seed: [0, 1]}
 stages:
   fit: {run: "echo ${rate} ${seed} >out; echo ::metric loss ${rate}", per: [seed], with: {rate: 0.5}, outputs: [out]}
