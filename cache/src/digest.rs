@@ -246,7 +246,8 @@ mod tests {
         std::fs::write(&path, vec![7; 3 * PIECE]).unwrap();
         let file = File::open(&path).unwrap();
         let Some(mapped) = mapped::Mapped::new(&file, 3 * PIECE as u64) else {
-            eprintln!("SKIPPED: the file system of {} gives no leases", dir.path().display());
+            // This file system gives no leases: files are read, and the digest is the same.
+            assert_eq!(Digest::of_file(&path).unwrap().0, Digest::of_bytes(&vec![7; 3 * PIECE]));
             return;
         };
         assert_eq!(mapped.piece(PIECE as u64, 5, <[u8]>::to_vec), Some(vec![7; 5]));
