@@ -61,11 +61,8 @@ pub fn store_root(common: &Common) -> Result<PathBuf, CommandError> {
         return Ok(root.clone());
     }
     let path = named_or_found(common)?;
-    match load(common) {
-        Ok(loaded) => Ok(loaded.root.join(STORE)),
-        Err(error) if !path.exists() => Err(error),
-        Err(_) => Ok(manifest::project_root(&path, &overrides(common)?).join(STORE)),
-    }
+    std::fs::metadata(&path).map_err(CommandError::file("read", &path))?;
+    Ok(manifest::project_root(&path, &overrides(common)?).join(STORE))
 }
 
 impl Project {

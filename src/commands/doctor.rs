@@ -107,7 +107,8 @@ impl Doctor {
             true => findings.note("gpu", "none is visible: stages run on the CPU"),
             false => findings.good("gpu", format!("visible: {}", gpus.join(", "))),
         }
-        match Sweep::load(common) {
+        let swept = Sweep::load(common);
+        match &swept {
             Ok(Sweep { loaded, graph }) => {
                 let path = loaded.path.display();
                 findings.good("manifest", format!("{path} ({})", count(graph.dag.node_count(), "instance")));
@@ -119,9 +120,11 @@ impl Doctor {
                 Ok(found) => store(&mut findings, &found),
                 Err(e) => findings.bad("store", e),
             }
-            match Sandbox::new(root.parent().unwrap_or(&root), root.join("objects")) {
-                Ok(_) => findings.good("sandbox", "bubblewrap works: `siteline run --sandbox`"),
-                Err(e) => findings.note("sandbox", e),
+            match swept.map(|Sweep { loaded, .. }| Sandbox::new(&loaded.root, root.join("objects"))) {
+                Ok(Ok(_)) => findings.good("sandbox", "bubblewrap works: `siteline run --sandbox`"),
+                Ok(Err(e)) => findings.note("sandbox", e),
+                // What would be shut in is not known.
+                Err(_) => {}
             }
         }
         if self.json {
