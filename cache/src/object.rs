@@ -46,13 +46,13 @@ pub(crate) fn take_in(objects: &Path, dir: &Path, files: &[String]) -> Result<Ve
     Ok(outputs)
 }
 
-/// The plain files below `dir`, relative to it, sorted.
+/// The plain files below the folder `below` of `dir`, relative to `dir`, sorted.
 ///
 /// # Errors
 /// Links, sockets, devices; names that are no text.
-pub(crate) fn files_below(dir: &Path) -> Result<Vec<String>> {
+pub(crate) fn files_below(dir: &Path, below: &str) -> Result<Vec<String>> {
     let mut files = Vec::new();
-    collect(dir, "", &mut files)?;
+    collect(&dir.join(below), below, &mut files)?;
     files.sort();
     Ok(files)
 }
@@ -61,14 +61,16 @@ fn collect(dir: &Path, prefix: &str, files: &mut Vec<String>) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(StoreError::io("read", dir))? {
         let entry = entry.map_err(StoreError::io("read", dir))?;
         let (path, kind) = (entry.path(), entry.file_type().map_err(StoreError::io("read", dir))?);
-        let name = entry.file_name().into_string().map_err(|_| StoreError::NotAFile { path: path.clone() })?;
+        // Named as whoever made it knows it: the folder is one for the time being.
+        let not_a_file = || StoreError::NotAFile { path: Path::new(prefix).join(entry.file_name()) };
+        let name = entry.file_name().into_string().map_err(|_| not_a_file())?;
         let relative = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
         if kind.is_dir() {
             collect(&path, &relative, files)?;
         } else if kind.is_file() {
             files.push(relative);
         } else {
-            return Err(StoreError::NotAFile { path });
+            return Err(not_a_file());
         }
     }
     Ok(())

@@ -254,12 +254,12 @@ impl Store {
         object::take_in(&self.objects(), dir, files)
     }
 
-    /// The plain files below a folder that a stage filled.
+    /// The plain files below the folder `below` of `dir`, which a stage filled, relative to `dir`.
     ///
     /// # Errors
     /// Links, sockets, devices; names that are no text.
-    pub fn files_below(dir: &Path) -> Result<Vec<String>> {
-        object::files_below(dir)
+    pub fn files_below(dir: &Path, below: &str) -> Result<Vec<String>> {
+        object::files_below(dir, below)
     }
 
     /// Tries to take the lease on `key`.

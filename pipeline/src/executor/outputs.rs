@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use siteline_cache::{Output, Store, StoreError};
+use siteline_cache::{Output, Store};
 
 use super::Failure;
 use super::work_dir::Layout;
@@ -17,8 +17,8 @@ pub(crate) fn declared(dir: &Path, layout: &Layout) -> Result<Vec<String>, Failu
         let kind = fs::symlink_metadata(&path).map(|meta| meta.file_type());
         match kind {
             Ok(kind) if kind.is_dir() && output.ends_with('/') => {
-                let files = Store::files_below(&path).map_err(|e| Failure::new(named_below(dir, e).to_string()))?;
-                all.extend(files.into_iter().map(|file| format!("{output}{file}")));
+                let below = output.trim_end_matches('/');
+                all.extend(Store::files_below(dir, below).map_err(|e| Failure::new(e.to_string()))?);
             }
             Ok(kind) if kind.is_file() && !output.ends_with('/') => {
                 all.insert(output.clone());
@@ -42,16 +42,6 @@ pub(crate) fn declared(dir: &Path, layout: &Layout) -> Result<Vec<String>, Failu
     let all: Vec<String> = all.into_iter().collect();
     check_names(&all)?;
     Ok(all)
-}
-
-/// What cannot be stored is named as the command knows it.
-fn named_below(dir: &Path, error: StoreError) -> StoreError {
-    match error {
-        StoreError::NotAFile { path } => {
-            StoreError::NotAFile { path: path.strip_prefix(dir).map(Path::to_owned).unwrap_or(path) }
-        }
-        other => other,
-    }
 }
 
 /// Refuses outputs whose names could steer a terminal or stand for two lines.

@@ -19,7 +19,7 @@ impl Driver<'_, '_, '_> {
                 if let Some(path) = absent {
                     return Err(Failure::new(format!("it ended without its output `{path}`")));
                 }
-                let files = Store::files_below(scratch.path()).map_err(|e| Failure::new(e.to_string()))?;
+                let files = Store::files_below(scratch.path(), "").map_err(|e| Failure::new(e.to_string()))?;
                 outputs::check_names(&files)?;
                 let outputs = outputs::take_in(&store, scratch.path(), &files)?;
                 Ok(Made { outputs, environment: BTreeMap::new() })
