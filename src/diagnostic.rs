@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use schemars::JsonSchema;
+use serde::Serialize;
 use siteline_cache::StoreError;
 use siteline_pipeline::diagnostic::{Diagnostic, Diagnostics};
 use siteline_pipeline::pack::PackError;
@@ -109,6 +111,52 @@ impl From<RunError> for CommandError {
         match error {
             RunError::Plan(diagnostics) => Self::Manifest(diagnostics),
             RunError::Store(store) => Self::Store(store),
+        }
+    }
+}
+
+/// What is wrong with a manifest, for programs.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Remark {
+    /// `error` or `warning`.
+    severity: &'static str,
+    /// The file, relative to the working directory where it lies below.
+    file: String,
+    /// The line in it, from 1; nothing where no single place is meant.
+    line: Option<usize>,
+    /// The character in the line, from 1.
+    column: Option<usize>,
+    /// What is wrong.
+    message: String,
+    /// What would probably mend it.
+    hint: Option<String>,
+}
+
+impl Remark {
+    /// What must be mended.
+    pub fn error(diagnostic: &Diagnostic) -> Self {
+        Self::of(diagnostic, "error")
+    }
+
+    /// What may be meant.
+    pub fn warning(diagnostic: &Diagnostic) -> Self {
+        Self::of(diagnostic, "warning")
+    }
+
+    fn of(diagnostic: &Diagnostic, severity: &'static str) -> Self {
+        let text = std::fs::read_to_string(&diagnostic.file).unwrap_or_default();
+        let before = diagnostic.span.as_ref().and_then(|span| text.get(..span.start));
+        let place = before.map(|before| {
+            let line = before.rsplit('\n').next().unwrap_or_default();
+            (before.matches('\n').count() + 1, line.chars().count() + 1)
+        });
+        Self {
+            severity,
+            file: shorten(&diagnostic.file),
+            line: place.map(|(line, _)| line),
+            column: place.map(|(_, column)| column),
+            message: diagnostic.message.clone(),
+            hint: diagnostic.hint.clone(),
         }
     }
 }

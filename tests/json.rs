@@ -111,6 +111,63 @@ fn answers_in_json_fit_their_schemas_and_say_what_the_text_says() {
     assert!(doctor.as_array().unwrap().iter().any(|finding| finding["what"] == "store"), "{doctor}");
 }
 
+/// A store in which something is superfluous, and something damaged.
+#[test]
+fn what_can_go_and_what_is_damaged_is_told_in_json() {
+    let space = Space::of_commands(
+        "stages:\n  fit: {run: \"echo ${rate} >out\", with: {rate: 0.5}, outputs: [out]}\n  other: {run: echo 1 >out, outputs: [out]}\n",
+    );
+    assert_eq!(space.run(&["run", "--plain"]).code, 0);
+    space.edit("siteline.yaml", "rate: 0.5", "rate: 0.25");
+    assert_eq!(space.run(&["run", "--plain"]).code, 0);
+    space.write(".siteline/tmp/left/half", "written");
+    let would = answer(&space, &["gc", "--json", "--keep-days", "0"]);
+    assert_eq!(would["executions"][0]["instance"], "fit");
+    let counts = |found: &serde_json::Value| {
+        ["files", "folders", "bytes", "kept"].map(|what| found[what].as_u64().unwrap_or(u64::MAX))
+    };
+    assert_eq!((counts(&would), &would["removed"]), ([1, 1, 4, 2], &false.into()), "{would}");
+    let went = answer(&space, &["gc", "--json", "--keep-days", "0", "--yes"]);
+    assert_eq!((counts(&went), &went["removed"]), ([1, 1, 4, 2], &true.into()), "{went}");
+    assert!(!space.path(".siteline/tmp/left").exists());
+    let whole = answer(&space, &["verify", "--json"]);
+    assert_eq!((&whole["whole"], &whole["rebuilt_from"]), (&2.into(), &serde_json::Value::Null), "{whole}");
+    let digest = space.artifacts()["other"][0]["digest"].as_str().unwrap().to_owned();
+    let object = space.path(&format!(".siteline/objects/{}/{}", &digest[..2], &digest[2..]));
+    std::fs::remove_file(&object).unwrap();
+    std::fs::write(&object, "2\n").unwrap();
+    let damaged = answer(&space, &["verify", "--json", "--rebuild"]);
+    assert_eq!((&damaged["damaged"][0]["digest"], &damaged["rebuilt_from"]), (&digest.into(), &2.into()), "{damaged}");
+    assert_eq!(damaged["damaged"][0]["made_by"], serde_json::json!(["other"]));
+    let missing = space.run(&["verify", "--json"]);
+    assert!(
+        missing.code == 1 && missing.stdout.contains("missing"),
+        "what was set aside is missing: {}",
+        missing.stdout
+    );
+}
+
+/// A manifest that holds, with something to warn of, and one that does not.
+#[test]
+fn remarks_on_a_manifest_are_told_in_json_with_their_place() {
+    let space = Space::of_commands(
+        "axes: {seed: [0, 1]}\nstages:\n  fit: {run: echo 1 >out, outputs: [out]}\n  # weiß\n  other: {run: echo 1 >out, outputs: [out]}\n",
+    );
+    let checked = answer(&space, &["check-manifest", "--json"]);
+    assert_eq!((&checked["stages"], &checked["instances"]), (&2.into(), &2.into()), "{checked}");
+    let of = |checked: &serde_json::Value, what: &str| checked["remarks"][0][what].clone();
+    assert_eq!((of(&checked, "severity"), of(&checked, "file")), ("warning".into(), "siteline.yaml".into()));
+    assert!(of(&checked, "message").as_str().unwrap().contains("`seed`"), "{checked}");
+    assert_eq!(space.run(&["check-manifest", "--json", "--strict"]).code, 1);
+    space.edit("siteline.yaml", "other: {run", "other: {ru");
+    let broken = answer(&space, &["check-manifest", "--json"]);
+    let line = std::fs::read_to_string(space.path("siteline.yaml")).unwrap();
+    let line = line.lines().position(|line| line.contains("other")).unwrap() + 1;
+    assert_eq!((of(&broken, "severity"), of(&broken, "line")), ("error".into(), line.into()), "{broken}");
+    assert_eq!((of(&broken, "column"), &broken["manifest"]), (11.into(), &serde_json::Value::Null), "{broken}");
+    assert_eq!(space.run(&["check-manifest", "--json"]).code, 2);
+}
+
 /// The same of a study with scores.
 #[test]
 fn scores_tables_and_numbers_fit_their_schemas() {

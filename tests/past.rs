@@ -12,6 +12,9 @@ fn a_difference_says_what_it_cannot_know() {
     space.executed(&["--only", "fit[seed=1]"]);
     let diff = space.run(&["diff"]).stdout;
     assert!(diff.contains("2 instances that the later run was not asked for") && !diff.contains("- fit"), "{diff}");
+    let back = space.run(&["diff", "last", "previous"]).stdout;
+    assert!(back.contains("+ fit") && back.contains("what is new to it may have been there before"), "{back}");
+    assert!(!diff.contains("may have been there before"), "{diff}");
     // The record of the earlier result may be gone, and files may be damaged.
     space.executed(&[]);
     assert_eq!(space.run(&["gc", "--keep-days", "0", "--yes"]).code, 0);

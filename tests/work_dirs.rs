@@ -123,4 +123,9 @@ stages:
     assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
     assert!(idle(&space).is_empty());
     assert!(space.executed(&[]).is_empty());
+    // However many instances read many, no more than some leave theirs.
+    (0..32).for_each(|number| fs::create_dir_all(space.path(&format!(".siteline/tmp/idle/{number}"))).unwrap());
+    seeds(73);
+    assert!(space.executed(&[]).contains("table"));
+    assert_eq!((lines("out"), lines("list"), idle(&space).len()), (73, 73, 32));
 }

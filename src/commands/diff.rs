@@ -49,6 +49,8 @@ pub struct Difference {
     not_asked_for: Vec<String>,
     /// Instances that the earlier run did not have.
     new: Vec<NewInstance>,
+    /// Whether the earlier run was asked for a part of the sweep alone, so that what is new to it may have been there before.
+    before_is_partial: bool,
     /// Instances whose key or outcome differs.
     changed: Vec<ChangedInstance>,
     /// How many instances are the same.
@@ -110,12 +112,16 @@ impl Diff {
                 "`siteline plan -v` shows the instances of the manifest".to_owned(),
             ));
         }
+        let is_partial = |run: &RunRow| {
+            Request::read(&project.store.run_folder(&run.id)).is_some_and(|request| request.is_partial())
+        };
         let mut found = Difference {
             before: RunJson::of(before),
             after: RunJson::of(after),
             gone: Vec::new(),
             not_asked_for: Vec::new(),
             new: Vec::new(),
+            before_is_partial: is_partial(before),
             changed: Vec::new(),
             same: 0,
         };
@@ -127,8 +133,7 @@ impl Diff {
                 );
             }
         }
-        let request = Request::read(&project.store.run_folder(&after.id));
-        let asked_for_some = request.is_some_and(|request| request.is_partial());
+        let asked_for_some = is_partial(after);
         let sweep: HashSet<&str> = project.graph.dag.node_weights().map(|instance| instance.name.as_str()).collect();
         for instance in names.into_iter().filter(|name| only.is_empty() || only.iter().any(|o| o.fits_name(name))) {
             match (old.get(instance), new.get(instance)) {
@@ -173,6 +178,11 @@ impl Difference {
         println!("{} the same.", count(self.same, "instance"));
         if !self.not_asked_for.is_empty() {
             println!("{} that the later run was not asked for.", count(self.not_asked_for.len(), "instance"));
+        }
+        if self.before_is_partial && !self.new.is_empty() {
+            println!(
+                "The earlier run was asked for a part of the sweep: what is new to it may have been there before."
+            );
         }
     }
 }

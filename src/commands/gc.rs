@@ -1,11 +1,15 @@
 //! `siteline gc`
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use siteline_cache::{Access, Keep, Store};
+use schemars::JsonSchema;
+use serde::Serialize;
+use siteline_cache::{Access, Digest, GcPlan, Keep, Store};
 use siteline_pipeline::plan::State;
+use siteline_pipeline::printable;
 
 use super::{Outcome, count};
 use crate::args::Common;
@@ -24,6 +28,38 @@ pub struct Gc {
     /// Remove it
     #[arg(long)]
     yes: bool,
+    /// As JSON on standard output; `siteline schema --json-of gc` describes it
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is no longer needed.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Superfluous {
+    /// Whether it was removed.
+    removed: bool,
+    /// Executions whose results nothing needs.
+    executions: Vec<OldExecution>,
+    /// Files: the objects of those executions, and leftovers of killed runs.
+    files: usize,
+    /// Folders of leftovers, and of commands that are kept for the next run.
+    folders: usize,
+    /// Bytes that the files take.
+    bytes: u64,
+    /// Executions that stay.
+    kept: usize,
+    /// Runs that cannot be read any more, so that no result is removed.
+    damaged_runs: Vec<PathBuf>,
+}
+
+/// An execution whose result nothing needs.
+#[derive(Debug, Serialize, JsonSchema)]
+struct OldExecution {
+    /// The key that it ran under.
+    #[schemars(with = "String")]
+    key: Digest,
+    /// The instance.
+    instance: String,
 }
 
 impl Gc {
@@ -42,30 +78,56 @@ impl Gc {
             keys: current.collect(),
         };
         let plan = store.plan_gc(&keep)?;
-        for run in &plan.damaged_runs {
+        if self.yes {
+            store.apply_gc(&plan, &format!("gc-{now}"))?;
+        }
+        let found = Superfluous::of(&plan, self.yes);
+        if self.json {
+            println!("{}", printable::json(&found, true));
+        } else {
+            found.show();
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Superfluous {
+    fn of(plan: &GcPlan, removed: bool) -> Self {
+        let executions = plan.records.iter();
+        Self {
+            removed,
+            executions: executions
+                .map(|record| OldExecution { key: record.key, instance: record.instance.clone() })
+                .collect(),
+            files: plan.files.len(),
+            folders: plan.folders.len(),
+            bytes: plan.bytes(),
+            kept: plan.kept.len(),
+            damaged_runs: plan.damaged_runs.clone(),
+        }
+    }
+
+    fn show(&self) {
+        for run in &self.damaged_runs {
             println!(
                 "  {} cannot be read, so no result is removed; remove it if nobody needs what it tells",
                 run.display()
             );
         }
-        for record in &plan.records {
-            println!("  {}  {}", record.key.short(), record.instance);
+        for execution in &self.executions {
+            println!("  {}  {}", execution.key.short(), execution.instance);
         }
-        let size = plan.bytes() as f64 / 1e6;
-        let what = format!(
-            "{} and {} ({size:.1} MB)",
-            count(plan.records.len(), "execution"),
-            count(plan.files.len(), "file")
-        );
-        if self.yes {
-            store.apply_gc(&plan, &format!("gc-{now}"))?;
-            println!("Removed {what}; {} kept.", count(plan.kept.len(), "execution"));
-        } else {
-            println!(
-                "{what} would go, {} stay. `siteline gc --yes` removes them.",
-                count(plan.kept.len(), "execution")
-            );
+        let (executions, files) = (count(self.executions.len(), "execution"), count(self.files, "file"));
+        let what = match self.folders {
+            0 => format!("{executions} and {files}"),
+            folders => format!("{executions}, {files} and {}", count(folders, "folder")),
+        };
+        let what = format!("{what} ({:.1} MB)", self.bytes as f64 / 1e6);
+        match self.removed {
+            true => println!("Removed {what}; {} kept.", count(self.kept, "execution")),
+            false => {
+                println!("{what} would go, {} stay. `siteline gc --yes` removes them.", count(self.kept, "execution"));
+            }
         }
-        Ok(ExitCode::SUCCESS)
     }
 }

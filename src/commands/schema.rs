@@ -9,7 +9,7 @@ use siteline_pipeline::manifest;
 use siteline_pipeline::pack::Home;
 use siteline_pipeline::protocol::StageKind;
 
-use super::{Outcome, audit, diff, doctor, history, status, trace, why};
+use super::{Outcome, audit, check_manifest, diff, doctor, gc, history, status, trace, verify, why};
 use crate::args::Common;
 use crate::diagnostic::CommandError;
 use crate::project::{manifest_path, open_pack, overrides};
@@ -47,6 +47,9 @@ enum Answer {
     /// One number, or one instance
     Trace,
     Doctor,
+    CheckManifest,
+    Verify,
+    Gc,
 }
 
 impl Answer {
@@ -62,6 +65,9 @@ impl Answer {
             Self::Diff => schema_for!(diff::Difference).to_value(),
             Self::Trace => schema_for!(trace::Traced).to_value(),
             Self::Doctor => schema_for!(Vec<doctor::Finding>).to_value(),
+            Self::CheckManifest => schema_for!(check_manifest::Checked).to_value(),
+            Self::Verify => schema_for!(verify::Verification).to_value(),
+            Self::Gc => schema_for!(gc::Superfluous).to_value(),
         }
     }
 }

@@ -382,8 +382,14 @@ impl Workshop {
 
     /// Puts an emptied directory where a later run finds it. One that is there already stays.
     fn leave_idle(&self, dir: &WorkDir) -> io::Result<()> {
+        /// Each has at least as many folders as are many.
+        const MOST: usize = 32;
         let idle = self.idle(&dir.instance);
-        idle.parent().map_or(Ok(()), fs::create_dir_all)?;
+        let all = idle.parent().ok_or(io::ErrorKind::NotFound)?;
+        fs::create_dir_all(all)?;
+        if fs::read_dir(all)?.take(MOST).count() == MOST {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
         fs::rename(&dir.path, idle)
     }
 }
