@@ -22,12 +22,12 @@ fn main() {
     let best = if Device::cuda_if_available().is_cuda() {
         encode(file, images, 32, Kind::BFloat16)
     } else {
-        // The two ways to keep all cores busy: each operation divided among them, or an image each, as `clip-features` does.
+        // The two ways to keep all cores busy: each operation divided among them, or images each, as `clip-features` does.
         let divided = encode(file, images, 8, Kind::Float);
         runtime::set_threads(1);
         let each = images / cores as i64;
         let rates = thread::scope(|scope| {
-            let threads: Vec<_> = (0..cores).map(|_| scope.spawn(|| encode(file, each, 1, Kind::Float))).collect();
+            let threads: Vec<_> = (0..cores).map(|_| scope.spawn(|| encode(file, each, 4, Kind::Float))).collect();
             threads.into_iter().map(|thread| thread.join().expect("it encodes")).collect::<Vec<_>>()
         });
         divided.max(rates.iter().sum())

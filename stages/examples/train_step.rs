@@ -13,6 +13,7 @@ use siteline_stages::kind::train::setup;
 use siteline_stages::method::{MethodName, MethodParams};
 use siteline_stages::model::clip::weights::ClipWeights;
 use siteline_stages::model::clip::{Activation, Clip, ClipConfig, Tokenizer};
+use siteline_stages::model::start::Start;
 use siteline_stages::model::transformer::l2_normalise;
 use siteline_stages::precision::TrainingPrecision;
 use siteline_stages::resume::Checkpoints;
@@ -167,6 +168,6 @@ fn resnet50(side: i64) -> ClipConfig {
 /// Random weights.
 fn clip(config: ClipConfig) -> ClipWeights {
     let store = nn::VarStore::new(Device::Cpu);
-    let _clip = Clip::new(&store.root(), &config, Tokenizer::full());
+    let _clip = Clip::new(&store.root(), &config, Tokenizer::full(), Start::Drawn);
     ClipWeights { config, tensors: store.variables().into_iter().collect(), token_ids: None, digest: None }
 }

@@ -5,6 +5,7 @@ pub mod clip;
 pub mod clipseg;
 pub mod head;
 pub mod intervention;
+pub mod start;
 pub mod style;
 pub mod transformer;
 pub mod unet;

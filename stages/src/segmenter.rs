@@ -15,6 +15,7 @@ use crate::method::contract::{At, Batch, Forward, Given, Method, Sizes};
 use crate::method::{self, MethodName, MethodParams};
 use crate::model::clip::ClipConfig;
 use crate::model::clip::weights::{ClipWeights, tokenizer_of};
+use crate::model::start::Start;
 use crate::shared::{Encoder, EncoderConfig, Frozen, Shared, SharedConfig};
 use crate::trainer::params::KeptEpoch;
 
@@ -160,7 +161,7 @@ impl Segmenter {
         };
         let method = method::build(config.method, &config.params, &(&root / "method"), given)?;
         if let Some(config) = &config.shared {
-            shared.build_encoder(&root, config)?;
+            shared.build_encoder(&root, config, Start::of(seed.is_some()))?;
         }
         if let Some(weights) = weights {
             for prefix in ["encoder.", BACKBONE] {
@@ -218,7 +219,7 @@ impl Segmenter {
 /// Weights that do not fit.
 pub fn frozen(weights: &ClipWeights, config: &EncoderConfig, device: Device) -> Result<Frozen> {
     let mut store = nn::VarStore::new(device);
-    let encoder = Encoder::new(&store.root(), config)?;
+    let encoder = Encoder::new(&store.root(), config, Start::Filled)?;
     weights.fill(&mut store, "")?;
     store.freeze();
     Ok(Frozen { store, encoder })

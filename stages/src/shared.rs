@@ -8,6 +8,7 @@ use crate::error::{Result, StageError};
 use crate::method::contract::{Batch, Encoded, Represented};
 use crate::model::clip::{ClipConfig, Dense, Tower, normalise};
 use crate::model::head::{Adapter, Head};
+use crate::model::start::Start;
 use crate::model::transformer::l2_normalise;
 use crate::precision::Autocast;
 
@@ -35,10 +36,10 @@ impl Encoder {
     ///
     /// # Errors
     /// More blocks than there are; last blocks of a ResNet.
-    pub fn new(path: &nn::Path, config: &EncoderConfig) -> Result<Self> {
+    pub fn new(path: &nn::Path, config: &EncoderConfig, start: Start) -> Result<Self> {
         let tower = match config.blocks_left {
-            0 => Tower::new(&(path / "visual"), &config.clip),
-            k => Tower::last_blocks(&(path / "visual"), &config.clip, k)
+            0 => Tower::new(&(path / "visual"), &config.clip, start),
+            k => Tower::last_blocks(&(path / "visual"), &config.clip, k, start)
                 .ok_or_else(|| StageError::Request(format!("this CLIP's image tower has no {k} last blocks")))?,
         };
         Ok(Self { config: config.clone(), tower })
@@ -48,7 +49,9 @@ impl Encoder {
     fn forward(&self, batch: &Batch) -> (Tensor, Tensor) {
         match &batch.content {
             Content::Features { .. } => unreachable!("features are what an encoder makes"),
-            Content::Activations { tokens, .. } => self.tower.finish(tokens, self.config.dense),
+            Content::Activations { tokens, .. } => {
+                self.tower.finish(tokens, self.config.blocks_left, self.config.dense)
+            }
             Content::Pixels(pixels) => self.tower.forward(&normalise(pixels), self.config.dense, batch.mix.as_ref()),
         }
     }
@@ -106,8 +109,9 @@ impl Shared {
     ///
     /// # Errors
     /// An encoder that cannot be built so.
-    pub fn build_encoder(&mut self, root: &nn::Path, config: &SharedConfig) -> Result<()> {
-        self.encoder = config.encoder.as_ref().map(|encoder| Encoder::new(&(root / "encoder"), encoder)).transpose()?;
+    pub fn build_encoder(&mut self, root: &nn::Path, config: &SharedConfig, start: Start) -> Result<()> {
+        let built = |encoder| Encoder::new(&(root / "encoder"), encoder, start);
+        self.encoder = config.encoder.as_ref().map(built).transpose()?;
         Ok(())
     }
 

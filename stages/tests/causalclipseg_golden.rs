@@ -10,6 +10,7 @@ use std::path::Path;
 use siteline_stages::checkpoint;
 use siteline_stages::model::causalclipseg::{CausalClipSeg, Masks};
 use siteline_stages::model::clip::{Activation, ClipConfig};
+use siteline_stages::model::start::Start;
 use tch::{Device, Kind, Tensor, nn};
 
 fn config(resnet: [i64; 4], width: i64, embed_dim: i64, image_size: i64) -> ClipConfig {
@@ -42,7 +43,7 @@ fn compare(name: &str, config: &ClipConfig, sides: &[i64]) -> nn::VarStore {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/causalclipseg/expected.safetensors");
     let expected = checkpoint::read(&golden).unwrap();
     let store = nn::VarStore::new(Device::Cpu);
-    let network = CausalClipSeg::new(&(store.root() / "method"), config).unwrap();
+    let network = CausalClipSeg::new(&(store.root() / "method"), config, Start::Drawn).unwrap();
     formula::fill(&store, "");
     let row = |ids: &[i64]| ids.iter().map(|id| Some(*id)).collect::<Vec<_>>();
     let rows = [row(&[598, 17, 5, 140, 599]), row(&[598, 233, 9, 599])];
@@ -100,7 +101,8 @@ fn rn50_agrees_with_its_adapter() {
 #[test]
 fn maskers_and_features_do_not_shape_each_other() {
     let store = nn::VarStore::new(Device::Cpu);
-    let network = CausalClipSeg::new(&(store.root() / "method"), &config([1, 1, 1, 1], 8, 64, 64)).unwrap();
+    let network =
+        CausalClipSeg::new(&(store.root() / "method"), &config([1, 1, 1, 1], 8, 64, 64), Start::Drawn).unwrap();
     formula::fill(&store, "");
     let images = Tensor::randn([2, 3, 64, 64], (Kind::Float, Device::Cpu));
     let states = Tensor::randn([2, 64], (Kind::Float, Device::Cpu));

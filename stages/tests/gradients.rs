@@ -10,6 +10,7 @@ use siteline_stages::model::clip::{Activation, ClipConfig, TextTower};
 use siteline_stages::model::clipseg::Decoder;
 use siteline_stages::model::head::{Adapter, Head};
 use siteline_stages::model::intervention::{Intervention, Shape, Variant};
+use siteline_stages::model::start::Start;
 use siteline_stages::model::style::Mix;
 use siteline_stages::model::transformer::{Block, l2_normalise};
 use siteline_stages::model::unet::Unet;
@@ -134,7 +135,7 @@ fn layers() {
     let store = nn::VarStore::new(Device::Cpu);
     let root = store.root();
     let (head, adapter) = (Head::new(&(&root / "head"), 8, 8, 12), Adapter::new(&(&root / "adapter"), 8));
-    let block = Block::with_heads(&(&root / "block"), 8, 2, 2, Activation::QuickGelu, false);
+    let block = Block::with_heads(&(&root / "block"), 8, 2, 2, Activation::QuickGelu, false, Start::Drawn);
     let unet = Unet::new(&(&root / "unet"), 2);
     let store = doubled(store);
     let x = numbers(&[2, 9, 8], 0.9);
@@ -219,7 +220,7 @@ fn small_clip() -> ClipConfig {
 #[test]
 fn text_tower_and_decoder() {
     let (store, other) = (nn::VarStore::new(Device::Cpu), nn::VarStore::new(Device::Cpu));
-    let text = TextTower::new(&store.root(), &small_clip());
+    let text = TextTower::new(&store.root(), &small_clip(), Start::Drawn);
     let decoder = Decoder::new(&other.root(), &small_clip(), 2, 8);
     let (_store, other) = (doubled(store), doubled(other));
     let ends = Tensor::from_slice(&[4i64, 6]);
@@ -255,7 +256,7 @@ fn causalclipseg() {
         ..small_clip()
     };
     let store = nn::VarStore::new(Device::Cpu);
-    let network = CausalClipSeg::new(&store.root(), &config).unwrap();
+    let network = CausalClipSeg::new(&store.root(), &config, Start::Drawn).unwrap();
     let store = doubled(store);
     let (images, states) = (numbers(&[1, 3, 64, 64], 0.3), numbers(&[1, 64], 1.3));
     let both = |images: &Tensor, states: &Tensor, masks: Masks| {

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use siteline_stages::checkpoint;
 use siteline_stages::model::clip::{Activation, Clip, ClipConfig, Dense, Tokenizer};
+use siteline_stages::model::start::Start;
 use tch::{Device, Kind, Tensor, nn};
 
 /// Embedding, patch, width, layers, ResNet, text width, parameters in all (methods.md 5.5).
@@ -38,7 +39,7 @@ fn compare(name: &str, sizes: Sizes) {
         activation: Activation::QuickGelu,
     };
     let mut store = nn::VarStore::new(Device::Cpu);
-    let clip = Clip::new(&store.root(), &config, Tokenizer::full());
+    let clip = Clip::new(&store.root(), &config, Tokenizer::full(), Start::Filled);
     let counted: usize = store.trainable_variables().iter().map(Tensor::numel).sum();
     assert_eq!(counted, parameters, "{name}");
     formula::fill(&store, "clip.");

@@ -35,7 +35,7 @@ pub struct Params {
     /// features.
     #[schemars(range(min = 0))]
     pub blocks_left: i64,
-    /// Images that go through the encoder at once on a GPU; a CPU takes them one by one, a thread each.
+    /// Images that go through the encoder at once on a GPU; on a CPU each thread takes four, or one for a ResNet.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: usize,
     /// Floats that the encoder is run in; features are kept in 32 bits.

@@ -24,6 +24,7 @@ use crate::error::Result;
 use crate::kind::context::Ctx;
 use crate::kind::spec::Spec;
 use crate::model::clip::{Clip, ClipConfig, Dense, Tokenizer, l2_normalise, weights};
+use crate::model::start::Start;
 use crate::model::transformer::{Activation, HEAD_WIDTH};
 
 /// Parameters of `phantom-clip`.
@@ -133,7 +134,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let device = Device::cuda_if_available();
     tch::manual_seed(params.seed as i64);
     let store = nn::VarStore::new(device);
-    let clip = Clip::new(&store.root(), &config, Tokenizer::pruned(&token_ids));
+    let clip = Clip::new(&store.root(), &config, Tokenizer::pruned(&token_ids), Start::Drawn);
     ctx.log(format!("{} parameters, {} captions, {} tokens", parameters(&store), bank.captions.len(), token_ids.len()));
 
     let pool = Pool::draw("pool", params.seed, params.pool, &config);

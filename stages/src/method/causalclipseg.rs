@@ -11,6 +11,7 @@ use crate::error::{Result, StageError};
 use crate::loss;
 use crate::model::causalclipseg::{CausalClipSeg, Masks};
 use crate::model::clip::{Tokenizer, normalise};
+use crate::model::start::Start;
 use crate::shared::Shared;
 
 /// How the two branches play against each other.
@@ -114,7 +115,7 @@ const MASKS: usize = 1;
 pub fn build(params: &Params, path: &nn::Path, given: Given) -> Result<Box<dyn Method>> {
     let clip = given.clip("causalclipseg")?;
     let no_resnet = || StageError::Request("causalclipseg needs a CLIP with a ResNet (RN101, RN50), not a ViT".into());
-    let network = CausalClipSeg::new(path, clip).ok_or_else(no_resnet)?;
+    let network = CausalClipSeg::new(path, clip, Start::of(given.trains)).ok_or_else(no_resnet)?;
     let context = params.word_length.min(clip.context_length as usize);
     Ok(Box::new(CausalClipSegMethod {
         network,

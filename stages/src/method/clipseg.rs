@@ -10,6 +10,7 @@ use crate::error::{Result, StageError};
 use crate::loss;
 use crate::model::clip::{Clip, Tower, normalise};
 use crate::model::clipseg::{Decoder, HEADS};
+use crate::model::start::Start;
 use crate::precision::Autocast;
 use crate::shared::Shared;
 
@@ -57,7 +58,7 @@ pub fn build(params: &Params, path: &nn::Path, given: Given) -> Result<Box<dyn M
         return Err(StageError::Request(message));
     }
     let mut store = nn::VarStore::new(path.device());
-    let frozen = Clip::new(&store.root(), &clip, weights.tokenizer());
+    let frozen = Clip::new(&store.root(), &clip, weights.tokenizer(), Start::of(given.trains));
     weights.fill(&mut store, "")?;
     store.freeze();
     let texts = if given.class_prompts.is_empty() { vec!["lesion".to_owned()] } else { given.class_prompts.to_vec() };

@@ -10,6 +10,7 @@ use crate::data::Content;
 use crate::error::{Result, StageError};
 use crate::model::clip::weights::ClipWeights;
 use crate::model::clip::{TextTower, l2_normalise};
+use crate::model::start::Start;
 use crate::shared::Shared;
 
 /// Parameters of CoOp.
@@ -77,7 +78,7 @@ struct Frozen {
 impl Frozen {
     fn new(params: &Params, weights: &ClipWeights, given: &Given, device: tch::Device) -> Result<Self> {
         let mut store = nn::VarStore::new(device);
-        let text = TextTower::new(&store.root(), &weights.config);
+        let text = TextTower::new(&store.root(), &weights.config, Start::of(given.trains));
         weights.fill(&mut store, "")?;
         store.freeze();
         let tokenizer = weights.tokenizer();

@@ -13,6 +13,7 @@ use self::carafe::Carafe;
 use self::masker::Masker;
 use self::projector::Projector;
 use super::clip::{ClipConfig, ModifiedResNet, TextTower};
+use super::start::Start;
 use super::transformer::batch_norm;
 
 /// Convolution without bias, batch norm, ReLU.
@@ -80,8 +81,8 @@ impl CausalClipSeg {
     /// Builds the network; CLIP's own variables lie under `backbone` by OpenAI's names. Nothing for a CLIP without a ResNet.
     ///
     /// RN101 is built as released. A backbone whose joint space is not as wide as the neck (RN50: 1024 against 512) gets a 1x1
-    /// convolution on its last scale.
-    pub fn new(path: &nn::Path, clip: &ClipConfig) -> Option<Self> {
+    /// convolution on its last scale. `start` is that of CLIP's variables.
+    pub fn new(path: &nn::Path, clip: &ClipConfig, start: Start) -> Option<Self> {
         let blocks = clip.resnet.as_ref()?;
         let backbone = path / "backbone";
         // The second stage's channels: 512 for a stem of 64.
@@ -94,8 +95,8 @@ impl CausalClipSeg {
         let masker = |scale: i64| Masker::new(&(&neck / format!("masker_{scale}")), channels);
         let projector = |name: &str| Projector::new(&(path / name), channels, clip.embed_dim);
         Some(Self {
-            visual: ModifiedResNet::new(&(&backbone / "visual"), clip, blocks),
-            text: TextTower::new(&backbone, clip),
+            visual: ModifiedResNet::new(&(&backbone / "visual"), clip, blocks, start),
+            text: TextTower::new(&backbone, clip, start),
             shortcut: ConvNorm::new(&neck / "shortcut", clip.vision_width * 32, clip.embed_dim, 1),
             adapter: (clip.embed_dim != channels)
                 .then(|| ConvNorm::new(&neck / "adapter", clip.embed_dim, channels, 1)),

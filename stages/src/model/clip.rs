@@ -18,6 +18,7 @@ pub use self::resnet::{AttentionPool, ModifiedResNet};
 pub use self::text::TextTower;
 pub use self::tokenizer::Tokenizer;
 pub use self::vision::{Dense, VisionTower};
+use super::start::Start;
 use super::style::Mix;
 pub use super::transformer::{Activation, l2_normalise};
 use crate::error::Result;
@@ -91,18 +92,18 @@ pub enum Tower {
 }
 
 impl Tower {
-    /// The tower at CLIP's initial values, its variables directly under `path`.
-    pub fn new(path: &nn::Path, config: &ClipConfig) -> Self {
+    /// The tower, its variables directly under `path`; drawn values are CLIP's initial ones.
+    pub fn new(path: &nn::Path, config: &ClipConfig, start: Start) -> Self {
         match &config.resnet {
-            None => Self::Vit(Box::new(VisionTower::new(path, config))),
-            Some(blocks) => Self::ResNet(Box::new(ModifiedResNet::new(path, config, blocks))),
+            None => Self::Vit(Box::new(VisionTower::new(path, config, start))),
+            Some(blocks) => Self::ResNet(Box::new(ModifiedResNet::new(path, config, blocks, start))),
         }
     }
 
     /// The last `count` blocks of a ViT; nothing if it has fewer, or for a ResNet.
-    pub fn last_blocks(path: &nn::Path, config: &ClipConfig, count: i64) -> Option<Self> {
+    pub fn last_blocks(path: &nn::Path, config: &ClipConfig, count: i64, start: Start) -> Option<Self> {
         let there = config.resnet.is_none() && (1..=config.vision_layers).contains(&count);
-        there.then(|| Self::Vit(Box::new(VisionTower::last_blocks(path, config, count))))
+        there.then(|| Self::Vit(Box::new(VisionTower::last_blocks(path, config, count, start))))
     }
 
     /// `images`: (B, 3, s, s), normalised. Pooled (B, d) and dense (B, N, d) features, not normalised. A ResNet has one way to
@@ -114,10 +115,10 @@ impl Tower {
         }
     }
 
-    /// The rest of the way for activations in front of a ViT's last blocks.
-    pub fn finish(&self, tokens: &Tensor, dense: Dense) -> (Tensor, Tensor) {
+    /// The rest of the way for activations in front of a ViT's last `left` blocks.
+    pub fn finish(&self, tokens: &Tensor, left: i64, dense: Dense) -> (Tensor, Tensor) {
         match self {
-            Self::Vit(tower) => tower.finish(tokens, dense),
+            Self::Vit(tower) => tower.finish(tokens, left, dense),
             Self::ResNet(_) => unreachable!("a ResNet's last blocks are never built alone"),
         }
     }
@@ -139,12 +140,12 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// Builds both towers under `path`, at CLIP's initial values.
-    pub fn new(path: &nn::Path, config: &ClipConfig, tokenizer: Tokenizer) -> Self {
+    /// Builds both towers under `path`; drawn values are CLIP's initial ones.
+    pub fn new(path: &nn::Path, config: &ClipConfig, tokenizer: Tokenizer, start: Start) -> Self {
         Self {
             config: config.clone(),
-            vision: Tower::new(&(path / "visual"), config),
-            text: TextTower::new(path, config),
+            vision: Tower::new(&(path / "visual"), config, start),
+            text: TextTower::new(path, config, start),
             logit_scale: path.var("logit_scale", &[], nn::Init::Const((1.0f64 / 0.07).ln())),
             tokenizer,
         }

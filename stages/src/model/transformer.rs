@@ -3,6 +3,8 @@
 use tch::nn::{self, Module, Path};
 use tch::{Kind, Tensor};
 
+use super::start::Start;
+
 /// Width of one attention head in OpenAI's models, and in all text towers.
 pub const HEAD_WIDTH: i64 = 64;
 
@@ -72,32 +74,33 @@ pub struct Block {
 impl Block {
     /// A block of `width`, its parameters named as in OpenAI's checkpoints. `depth` is the number of blocks in the
     /// tower: it scales the initial values as CLIP does.
-    pub fn new(path: &Path, width: i64, depth: i64, activation: Activation, causal: bool) -> Self {
-        Self::with_heads(path, width, depth, width / HEAD_WIDTH, activation, causal)
+    pub fn new(path: &Path, width: i64, depth: i64, activation: Activation, causal: bool, start: Start) -> Self {
+        Self::with_heads(path, width, depth, width / HEAD_WIDTH, activation, causal, start)
     }
 
     /// The same with a number of attention heads of its own.
-    pub fn with_heads(path: &Path, width: i64, depth: i64, heads: i64, activation: Activation, causal: bool) -> Self {
+    pub fn with_heads(
+        path: &Path,
+        width: i64,
+        depth: i64,
+        heads: i64,
+        activation: Activation,
+        causal: bool,
+        start: Start,
+    ) -> Self {
         let attn = path / "attn";
         let mlp = path / "mlp";
         let attn_std = (width as f64).powf(-0.5);
         let proj_std = attn_std * (2.0 * depth as f64).powf(-0.5);
         let fc_std = (2.0 * width as f64).powf(-0.5);
         let linear = |path: Path, input: i64, output: i64, stdev: f64| {
-            let config = nn::LinearConfig {
-                ws_init: nn::Init::Randn { mean: 0.0, stdev },
-                bs_init: Some(nn::Init::Const(0.0)),
-                bias: true,
-            };
+            let config =
+                nn::LinearConfig { ws_init: start.normal(stdev), bs_init: Some(nn::Init::Const(0.0)), bias: true };
             nn::linear(path, input, output, config)
         };
         Self {
             ln_1: layer_norm(&(path / "ln_1"), width),
-            in_proj_weight: attn.var(
-                "in_proj_weight",
-                &[3 * width, width],
-                nn::Init::Randn { mean: 0.0, stdev: attn_std },
-            ),
+            in_proj_weight: attn.var("in_proj_weight", &[3 * width, width], start.normal(attn_std)),
             in_proj_bias: attn.var("in_proj_bias", &[3 * width], nn::Init::Const(0.0)),
             out_proj: linear(&attn / "out_proj", width, width, proj_std),
             ln_2: layer_norm(&(path / "ln_2"), width),
@@ -176,7 +179,7 @@ mod tests {
     #[test]
     fn the_first_token_alone_comes_out_as_with_all_others() {
         let mut store = nn::VarStore::new(Device::Cpu);
-        let block = Block::with_heads(&store.root(), 64, 2, 4, Activation::QuickGelu, false);
+        let block = Block::with_heads(&store.root(), 64, 2, 4, Activation::QuickGelu, false, Start::Drawn);
         store.double();
         store.freeze();
         let numbers = Tensor::arange(3 * 7 * 64, (Kind::Double, Device::Cpu)) * 12.9898;

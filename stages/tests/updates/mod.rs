@@ -10,6 +10,7 @@ use siteline_stages::method::contract::Sizes;
 use siteline_stages::method::{MethodName, MethodParams};
 use siteline_stages::model::clip::weights::ClipWeights;
 use siteline_stages::model::clip::{Activation, Clip, ClipConfig};
+use siteline_stages::model::start::Start;
 use siteline_stages::model::transformer::l2_normalise;
 use siteline_stages::resume::Checkpoints;
 use siteline_stages::sampler::Sampler;
@@ -241,7 +242,7 @@ pub fn agree(method: &str, found: &Tensors) {
 /// A small CLIP with weights by the formula.
 pub fn clip(config: ClipConfig, token_ids: Option<Vec<i64>>) -> ClipWeights {
     let store = nn::VarStore::new(Device::Cpu);
-    let _clip = Clip::new(&store.root(), &config, siteline_stages::model::clip::Tokenizer::full());
+    let _clip = Clip::new(&store.root(), &config, siteline_stages::model::clip::Tokenizer::full(), Start::Drawn);
     let value = |(name, variable): (String, Tensor)| {
         let value = match name.as_str() {
             "logit_scale" => Tensor::from(2f32),

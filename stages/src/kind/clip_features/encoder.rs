@@ -10,7 +10,7 @@ use crate::error::{Result, StageError};
 use crate::kind::backbone;
 use crate::kind::context::Ctx;
 use crate::memo::Memo;
-use crate::model::clip::{Clip, ClipConfig, Dense, Tower, normalise_pixels, weights};
+use crate::model::clip::{Clip, ClipConfig, Dense, Tower, VisionTower, normalise_pixels, weights};
 use crate::runtime;
 
 /// The image tower of the stage's backbone.
@@ -64,9 +64,9 @@ impl Encoder {
             ("model", serde_json::to_string(&clip.config).expect("a configuration is JSON")),
             ("positions", format!("interpolated with antialias {antialias}")),
         ];
-        let decides = Params { batch: if device.is_cuda() { params.batch } else { 1 }, ..params.clone() };
-        let context = json!([notes, decides, format!("{device:?}")]);
-        Ok(Self { clip: Shared(clip), params: params.clone(), device, memo: ctx.memo(), context, notes })
+        let params = Params { batch: at_once(&clip.vision, device, params.batch), ..params.clone() };
+        let context = json!([notes, params, format!("{device:?}")]);
+        Ok(Self { clip: Shared(clip), params, device, memo: ctx.memo(), context, notes })
     }
 
     /// The model's sizes.
@@ -87,8 +87,8 @@ impl Encoder {
     /// Pooled and dense features, or tokens, of `count` images, one after the other in one list each, and how many were computed.
     ///
     /// An image's features must not depend on its neighbours, or one that was remembered would differ from one that is computed:
-    /// a GPU always encodes as many as `batch` says, filled up where need be; a CPU encodes them one by one, a thread each, so
-    /// that the number of threads changes no bit.
+    /// there are always as many at once, filled up where need be. On a CPU each thread takes a group of its own, so that the
+    /// number of threads changes no bit.
     pub fn features(&self, pixels: &[u8], count: usize) -> Result<(Vec<Vec<f32>>, usize)> {
         let length = pixels.len() / count.max(1);
         let images: Vec<&[u8]> = pixels.chunks(length.max(1)).collect();
@@ -101,7 +101,7 @@ impl Encoder {
         let encoded: Vec<Vec<Vec<f32>>> = if self.device.is_cuda() {
             missing.chunks(self.params.batch).map(encode).collect::<Result<_>>()?
         } else {
-            missing.par_chunks(1).map(encode).collect::<Result<_>>()?
+            missing.par_chunks(self.params.batch).map(encode).collect::<Result<_>>()?
         };
         for (index, values) in missing.iter().zip(encoded.into_iter().flatten()) {
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -111,9 +111,9 @@ impl Encoder {
         Ok((features.into_iter().flatten().collect(), missing.len()))
     }
 
-    /// The features of images that go through the tower at once; on a GPU fewer than `batch` are filled up with the first.
+    /// The features of images that go through the tower at once; fewer than `batch` are filled up with the first.
     fn encode(&self, images: &[&[u8]]) -> Result<Vec<Vec<f32>>> {
-        let at_once = if self.device.is_cuda() { self.params.batch } else { images.len() };
+        let at_once = self.params.batch;
         let padded = (0..at_once).map(|place| images[if place < images.len() { place } else { 0 }]);
         let bytes: Vec<u8> = padded.flatten().copied().collect();
         let clip = &self.clip.0;
@@ -121,6 +121,10 @@ impl Encoder {
             .to_kind(self.params.precision.kind());
         let made = tch::no_grad(|| match (&clip.vision, self.params.blocks_left) {
             (Tower::Vit(tower), left) if left > 0 => vec![tower.activations(&batch, left)],
+            (Tower::Vit(tower), _) if !self.device.is_cuda() => {
+                let (pooled, dense) = forward_by_groups(tower, &batch, self.params.dense, images.len());
+                vec![pooled, dense]
+            }
             (tower, _) => {
                 let (pooled, dense) = tower.forward(&batch, self.params.dense, None);
                 vec![pooled, dense]
@@ -134,6 +138,26 @@ impl Encoder {
     }
 }
 
+/// How many images go through a tower at once: on a GPU what the parameter says. On a CPU one thread multiplies four images' tokens
+/// in less time than four times one's (a tenth less for ViT-B/16), and is no quicker with more; a ResNet's convolutions gain nothing.
+fn at_once(tower: &Tower, device: Device, batch: usize) -> usize {
+    const GROUP: usize = 4;
+    match tower {
+        _ if device.is_cuda() => batch,
+        Tower::Vit(_) => GROUP,
+        Tower::ResNet(_) => 1,
+    }
+}
+
+/// Pooled and dense features of the first `count` images. They go through the last block one by one: of it most is the class token's
+/// alone, a single row, which is multiplied otherwise than several are, and gains nothing by company.
+fn forward_by_groups(tower: &VisionTower, images: &Tensor, dense: Dense, count: usize) -> (Tensor, Tensor) {
+    let tokens = tower.activations(images, 1);
+    let last = |place: usize| tower.finish(&tokens.narrow(0, place as i64, 1), 1, dense);
+    let (pooled, dense): (Vec<Tensor>, Vec<Tensor>) = (0..count).map(last).unzip();
+    (Tensor::cat(&pooled, 0), Tensor::cat(&dense, 0))
+}
+
 fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect()
 }
@@ -141,4 +165,52 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     let flat = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().view(-1);
     Ok(Vec::<f32>::try_from(flat)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::nn;
+
+    use super::*;
+    use crate::model::clip::Activation;
+    use crate::model::start::Start;
+
+    /// What is remembered of an image was computed in one place of a group, among some neighbours, and stands for all others.
+    #[test]
+    fn an_image_has_the_same_features_in_each_place_of_each_group() {
+        let config = ClipConfig {
+            embed_dim: 512,
+            image_size: 224,
+            patch_size: 16,
+            vision_width: 768,
+            vision_layers: 3,
+            resnet: None,
+            vision_head_width: 64,
+            context_length: 77,
+            vocab_size: 1,
+            text_width: 64,
+            text_layers: 1,
+            activation: Activation::QuickGelu,
+        };
+        let mut store = nn::VarStore::new(Device::Cpu);
+        tch::manual_seed(0);
+        let tower = VisionTower::new(&store.root(), &config, Start::Drawn);
+        store.freeze();
+        let images = Tensor::randn([8, 3, 224, 224], (Kind::Float, Device::Cpu));
+        // The number of threads that an operation is divided among may change its sums; here it is one, as at work.
+        runtime::set_threads(1);
+        for dense in [Dense::Values, Dense::Tokens] {
+            let at = |place: i64, neighbours: i64| {
+                let group: Vec<Tensor> =
+                    (0..4).map(|i| images.narrow(0, if i == place { 0 } else { neighbours + i }, 1)).collect();
+                let (pooled, dense) = tch::no_grad(|| forward_by_groups(&tower, &Tensor::cat(&group, 0), dense, 4));
+                (pooled.get(place), dense.get(place))
+            };
+            let (pooled, patches) = at(0, 1);
+            for (place, neighbours) in [(0, 4), (1, 1), (2, 4), (3, 1)] {
+                let (other, others) = at(place, neighbours);
+                assert!(other.equal(&pooled) && others.equal(&patches), "{dense:?}: place {place} among {neighbours}");
+            }
+        }
+    }
 }

@@ -4,15 +4,15 @@ use tch::nn::{self, Module, ModuleT};
 use tch::{Kind, Tensor};
 
 use super::ClipConfig;
+use crate::model::start::Start;
 use crate::model::style::Mix;
 use crate::model::transformer::{attend, batch_norm};
 
 /// Channels of a bottleneck's output over those inside it.
 const EXPANSION: i64 = 4;
 
-fn conv(path: nn::Path, input: i64, output: i64, kernel: i64, stride: i64) -> nn::Conv2D {
-    let config = nn::ConvConfig { stride, padding: kernel / 2, bias: false, ..Default::default() };
-    nn::conv2d(path, input, output, kernel, config)
+fn conv(path: nn::Path, input: i64, output: i64, kernel: i64, stride: i64, start: Start) -> nn::Conv2D {
+    nn::conv2d(path, input, output, kernel, start.convolution(stride, kernel / 2))
 }
 
 fn norm(path: nn::Path, channels: i64) -> nn::BatchNorm {
@@ -29,17 +29,18 @@ struct Bottleneck {
 }
 
 impl Bottleneck {
-    fn new(path: &nn::Path, input: i64, width: i64, stride: i64) -> Self {
+    fn new(path: &nn::Path, input: i64, width: i64, stride: i64, start: Start) -> Self {
         let output = width * EXPANSION;
         let named = |name: &str| path / name;
         // `downsample.-1` is the pool, which has no parameters.
         let shortcut = (stride > 1 || input != output)
-            .then(|| (conv(path / "downsample" / "0", input, output, 1, 1), norm(path / "downsample" / "1", output)));
+            .then(|| path / "downsample")
+            .map(|path| (conv(&path / "0", input, output, 1, 1, start), norm(&path / "1", output)));
         Self {
             convs: [
-                conv(named("conv1"), input, width, 1, 1),
-                conv(named("conv2"), width, width, 3, 1),
-                conv(named("conv3"), width, output, 1, 1),
+                conv(named("conv1"), input, width, 1, 1, start),
+                conv(named("conv2"), width, width, 3, 1, start),
+                conv(named("conv3"), width, output, 1, 1, start),
             ],
             norms: [norm(named("bn1"), width), norm(named("bn2"), width), norm(named("bn3"), output)],
             shortcut,
@@ -76,17 +77,16 @@ pub struct AttentionPool {
 }
 
 impl AttentionPool {
-    fn new(path: &nn::Path, config: &ClipConfig) -> Self {
+    fn new(path: &nn::Path, config: &ClipConfig, start: Start) -> Self {
         let channels = config.vision_width * 32;
-        let scale = (channels as f64).powf(-0.5);
+        let scale = start.normal((channels as f64).powf(-0.5));
         let linear = |name: &str, output: i64| {
-            let ws_init = nn::Init::Randn { mean: 0.0, stdev: scale };
-            nn::linear(path / name, channels, output, nn::LinearConfig { ws_init, ..Default::default() })
+            let bs_init = (start == Start::Filled).then_some(scale);
+            nn::linear(path / name, channels, output, nn::LinearConfig { ws_init: scale, bs_init, bias: true })
         };
         let positions = config.grid() * config.grid() + 1;
-        let init = nn::Init::Randn { mean: 0.0, stdev: scale };
         Self {
-            positional_embedding: path.var("positional_embedding", &[positions, channels], init),
+            positional_embedding: path.var("positional_embedding", &[positions, channels], scale),
             q: linear("q_proj", channels),
             k: linear("k_proj", channels),
             v: linear("v_proj", channels),
@@ -126,13 +126,14 @@ pub struct ModifiedResNet {
 
 impl ModifiedResNet {
     /// The tower; `blocks` are those of its four stages.
-    pub fn new(path: &nn::Path, config: &ClipConfig, blocks: &[i64; 4]) -> Self {
+    pub fn new(path: &nn::Path, config: &ClipConfig, blocks: &[i64; 4], start: Start) -> Self {
         let width = config.vision_width;
         let half = width / 2;
         let stem = [(3, half, 2), (half, half, 1), (half, width, 1)].into_iter().enumerate();
         let stem = stem.map(|(i, (input, output, stride))| {
             let number = i + 1;
-            (conv(path / format!("conv{number}"), input, output, 3, stride), norm(path / format!("bn{number}"), output))
+            let conv = conv(path / format!("conv{number}"), input, output, 3, stride, start);
+            (conv, norm(path / format!("bn{number}"), output))
         });
         let mut input = width;
         let mut stage = |number: usize, count: i64| -> Vec<Bottleneck> {
@@ -140,7 +141,7 @@ impl ModifiedResNet {
             let path = path / format!("layer{}", number + 1);
             let stages = (0..count).map(|i| {
                 let stride = if i == 0 && number > 0 { 2 } else { 1 };
-                let block = Bottleneck::new(&(&path / i), input, inside, stride);
+                let block = Bottleneck::new(&(&path / i), input, inside, stride, start);
                 input = inside * EXPANSION;
                 block
             });
@@ -149,7 +150,7 @@ impl ModifiedResNet {
         Self {
             stem: stem.collect(),
             stages: blocks.iter().enumerate().map(|(number, count)| stage(number, *count)).collect(),
-            pool: AttentionPool::new(&(path / "attnpool"), config),
+            pool: AttentionPool::new(&(path / "attnpool"), config, start),
         }
     }
 

@@ -4,6 +4,7 @@ use tch::nn::{self, Module};
 use tch::{Device, Kind, Tensor};
 
 use super::ClipConfig;
+use crate::model::start::Start;
 use crate::model::transformer::{Block, layer_norm};
 
 /// Token and position tables, causal blocks, projection.
@@ -17,16 +18,16 @@ pub struct TextTower {
 }
 
 impl TextTower {
-    /// The tower at CLIP's initial values. `path` is the root: OpenAI's text parameters have no prefix.
-    pub fn new(path: &nn::Path, config: &ClipConfig) -> Self {
+    /// The tower; drawn values are CLIP's initial ones. `path` is the root: OpenAI's text parameters have no prefix.
+    pub fn new(path: &nn::Path, config: &ClipConfig, start: Start) -> Self {
         let width = config.text_width;
-        let normal = |stdev| nn::Init::Randn { mean: 0.0, stdev };
+        let normal = |stdev| start.normal(stdev);
         let resblocks = path / "transformer" / "resblocks";
         Self {
             token_embedding: (path / "token_embedding").var("weight", &[config.vocab_size, width], normal(0.02)),
             positional_embedding: path.var("positional_embedding", &[config.context_length, width], normal(0.01)),
             blocks: (0..config.text_layers)
-                .map(|i| Block::new(&(&resblocks / i), width, config.text_layers, config.activation, true))
+                .map(|i| Block::new(&(&resblocks / i), width, config.text_layers, config.activation, true, start))
                 .collect(),
             ln_final: layer_norm(&(path / "ln_final"), width),
             text_projection: path.var("text_projection", &[width, config.embed_dim], normal((width as f64).powf(-0.5))),

@@ -6,6 +6,7 @@ use tch::Tensor;
 use tch::nn::{self, Module};
 
 use super::ClipConfig;
+use crate::model::start::Start;
 use crate::model::style::Mix;
 use crate::model::transformer::{Block, layer_norm};
 
@@ -39,10 +40,10 @@ struct Embedding {
 }
 
 impl Embedding {
-    fn new(path: &nn::Path, config: &ClipConfig) -> Self {
+    fn new(path: &nn::Path, config: &ClipConfig, start: Start) -> Self {
         let (width, positions) = (config.vision_width, config.grid() * config.grid() + 1);
-        let scale = nn::Init::Randn { mean: 0.0, stdev: (width as f64).powf(-0.5) };
-        let conv = nn::ConvConfig { stride: config.patch_size, bias: false, ..Default::default() };
+        let scale = start.normal((width as f64).powf(-0.5));
+        let conv = start.convolution(config.patch_size, 0);
         Self {
             conv1: nn::conv2d(path / "conv1", 3, width, config.patch_size, conv),
             class_embedding: path.var("class_embedding", &[width], scale),
@@ -60,23 +61,29 @@ impl Embedding {
 }
 
 impl VisionTower {
-    /// The whole tower at CLIP's initial values.
-    pub fn new(path: &nn::Path, config: &ClipConfig) -> Self {
-        Self::with_blocks(path, config, config.vision_layers, Some(Embedding::new(path, config)))
+    /// The whole tower; drawn values are CLIP's initial ones.
+    pub fn new(path: &nn::Path, config: &ClipConfig, start: Start) -> Self {
+        Self::with_blocks(path, config, config.vision_layers, Some(Embedding::new(path, config, start)), start)
     }
 
     /// The last `count` blocks and the projection.
-    pub fn last_blocks(path: &nn::Path, config: &ClipConfig, count: i64) -> Self {
-        Self::with_blocks(path, config, count, None)
+    pub fn last_blocks(path: &nn::Path, config: &ClipConfig, count: i64, start: Start) -> Self {
+        Self::with_blocks(path, config, count, None, start)
     }
 
-    fn with_blocks(path: &nn::Path, config: &ClipConfig, count: i64, embedding: Option<Embedding>) -> Self {
+    fn with_blocks(
+        path: &nn::Path,
+        config: &ClipConfig,
+        count: i64,
+        embedding: Option<Embedding>,
+        start: Start,
+    ) -> Self {
         let width = config.vision_width;
         let resblocks = path / "transformer" / "resblocks";
         let heads = width / config.vision_head_width;
-        let block =
-            |i: i64| Block::with_heads(&(&resblocks / i), width, config.vision_layers, heads, config.activation, false);
-        let scale = nn::Init::Randn { mean: 0.0, stdev: (width as f64).powf(-0.5) };
+        let (depth, activation) = (config.vision_layers, config.activation);
+        let block = |i: i64| Block::with_heads(&(&resblocks / i), width, depth, heads, activation, false, start);
+        let scale = start.normal((width as f64).powf(-0.5));
         Self {
             embedding,
             blocks: (config.vision_layers - count..config.vision_layers).map(block).collect(),
@@ -105,9 +112,10 @@ impl VisionTower {
         self.blocks[..count].iter().fold(self.embed(images), |x, block| block.forward(&x))
     }
 
-    /// The rest of the way for [`VisionTower::activations`], by a tower of as many last blocks.
-    pub fn finish(&self, tokens: &Tensor, dense: Dense) -> (Tensor, Tensor) {
-        self.through(tokens.shallow_clone(), &self.blocks, dense)
+    /// The rest of the way for [`VisionTower::activations`] in front of the last `left` blocks, of as many as this tower has.
+    pub fn finish(&self, tokens: &Tensor, left: i64, dense: Dense) -> (Tensor, Tensor) {
+        let count = self.blocks.len().saturating_sub(left as usize);
+        self.through(tokens.shallow_clone(), &self.blocks[count..], dense)
     }
 
     /// Tokens behind some blocks, counted from 0, the class token first: each (B, 1 + N, width). What CLIPSeg reads.

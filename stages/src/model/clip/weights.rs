@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor, nn};
 use super::{Activation, Clip, ClipConfig, Tokenizer};
 use crate::checkpoint::{self, Tensors};
 use crate::error::{Result, StageError};
+use crate::model::start::Start;
 use crate::model::transformer::HEAD_WIDTH;
 
 /// Scalars and buffers that checkpoints carry beside their parameters.
@@ -155,7 +156,7 @@ pub fn tokenizer_of(token_ids: Option<&[i64]>) -> Tokenizer {
 pub fn load(path: &Path, settings: Settings, device: Device) -> Result<(nn::VarStore, Clip)> {
     let weights = ClipWeights::read(path, settings)?;
     let mut store = nn::VarStore::new(device);
-    let clip = Clip::new(&store.root(), &weights.config, weights.tokenizer());
+    let clip = Clip::new(&store.root(), &weights.config, weights.tokenizer(), Start::Filled);
     checkpoint::fill(&mut store, &weights.tensors, path)?;
     store.freeze();
     Ok((store, clip))
