@@ -56,7 +56,7 @@ impl Encoder {
             return Err(StageError::Request(message));
         }
         if !device.is_cuda() {
-            // Threads take an image each; see `features`.
+            // Each thread takes images of its own; see `features`.
             runtime::set_threads(1);
         }
         let notes = vec![
