@@ -8,6 +8,7 @@ use siteline_cache::{Access, Sharing, Store};
 use siteline_pipeline::NodeIndex;
 use siteline_pipeline::diagnostic::Diagnostics;
 use siteline_pipeline::graph::Graph;
+use siteline_pipeline::leakage;
 use siteline_pipeline::manifest::{self, Loaded, Override};
 use siteline_pipeline::pack::Pack;
 use siteline_pipeline::pattern::InstancePattern;
@@ -42,10 +43,12 @@ pub struct Sweep {
 }
 
 impl Sweep {
-    /// Reads the manifest that the options name.
+    /// Reads the manifest that the options name. One that leaks is refused.
     pub fn load(common: &Common) -> Result<Self, CommandError> {
         let loaded = load(common)?;
-        Ok(Self { graph: Arc::new(Graph::expand(&loaded)?), loaded })
+        let graph = Arc::new(Graph::expand(&loaded)?);
+        leakage::refuse(&loaded, &graph)?;
+        Ok(Self { graph, loaded })
     }
 }
 

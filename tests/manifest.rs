@@ -1,14 +1,22 @@
 //! Mistakes in a manifest, as the user sees them: file, line, column, the text underlined, a hint.
 
-use crate::space::{Space, real_images, skipped};
+use crate::space::{Said, Space, real_images, skipped};
 
-/// Shows what `plan` says of a manifest in which one text was replaced.
+/// Shows what `plan` says of a manifest in which one text was replaced; `check-manifest` says the same.
 fn mistake(name: &str, from: &str, to: &str) {
+    let (space, said) = mistake_in_data(name, from, to);
+    let checked = space.run(&["check-manifest"]);
+    assert_eq!((checked.code, checked.stderr), (2, said.stderr), "{}", checked.stdout);
+}
+
+/// The same where it takes a look at the data.
+fn mistake_in_data(name: &str, from: &str, to: &str) -> (Space, Said) {
     let space = Space::fresh();
     space.edit("siteline.yaml", from, to);
     let said = space.run(&["plan"]);
     assert_eq!(said.code, 2, "{}\n{}", said.stdout, said.stderr);
     insta::assert_snapshot!(name, said.snapshot(&space));
+    (space, said)
 }
 
 #[test]
@@ -96,17 +104,17 @@ fn where_with_an_unknown_axis() {
 
 #[test]
 fn unreadable_file() {
-    mistake("unreadable_file", "prompts: prompts.yaml", "prompts: promts.yaml");
+    mistake_in_data("unreadable_file", "prompts: prompts.yaml", "prompts: promts.yaml");
 }
 
 #[test]
 fn pattern_that_matches_nothing() {
-    mistake("empty_pattern", "data/A/images/*.png", "data/A/images/*.jpg");
+    mistake_in_data("empty_pattern", "data/A/images/*.png", "data/A/images/*.jpg");
 }
 
 #[test]
 fn images_without_masks() {
-    mistake("unpaired", "data/A/masks/{stem}.png", "data/A/masks/{stem}_mask.png");
+    mistake_in_data("unpaired", "data/A/masks/{stem}.png", "data/A/masks/{stem}_mask.png");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Leakage: what flowed into each artifact, and the refusal to score a model on what it was trained on.
 //!
-//! Sites are known from the manifest alone, so a leaking manifest is refused before anything runs ([`check_sites`]).
+//! Sites are known from the manifest alone, so a leaking manifest is refused before anything runs ([`refuse`]).
 //! Patients and pixels are known once ingestion has read them: [`contaminated`] compares them as soon as they are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use fixedbitset::FixedBitSet;
 use petgraph::graph::NodeIndex;
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::graph::{Graph, Instance};
 use crate::manifest::Loaded;
 use crate::protocol::{Identities, Role, SourceFrom, StageKind};
@@ -77,7 +77,7 @@ pub fn chosen_by_oracle(loaded: &Loaded, graph: &Graph) -> Vec<bool> {
 }
 
 /// Models that an oracle chose, in the hands of stages that would not pass on that it did: one diagnostic a stage.
-pub fn check_oracles(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
+fn check_oracles(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
     const KEEPERS: [&str; 3] = ["select", "evaluate", "table"];
     let reached = chosen_by_oracle(loaded, graph);
     let mut stages = BTreeMap::new();
@@ -138,8 +138,18 @@ pub fn sides(loaded: &Loaded, graph: &Graph) -> Vec<Sides> {
         .collect()
 }
 
+/// Refuses a sweep that leaks.
+///
+/// # Errors
+/// Scores of models on sites that reached their training, and models that an oracle chose in the hands of stages that would not say so.
+pub fn refuse(loaded: &Loaded, graph: &Graph) -> Result<(), Diagnostics> {
+    let mut list = check_sites(loaded, graph);
+    list.extend(check_oracles(loaded, graph));
+    if list.is_empty() { Ok(()) } else { Err(Diagnostics { list }) }
+}
+
 /// Scores of models on sites that reached their training, one diagnostic a stage, with the path of the leak.
-pub fn check_sites(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
+fn check_sites(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
     let reached = sites(loaded, graph);
     let mut by_stage: BTreeMap<String, (Vec<String>, usize, NodeIndex, String)> = BTreeMap::new();
     for sides in sides(loaded, graph) {

@@ -121,11 +121,7 @@ impl<'a> Planner<'a> {
         graph: Arc<Graph>,
         selection: &Selection,
     ) -> Result<Self, Diagnostics> {
-        let mut leaks = leakage::check_sites(loaded, &graph);
-        leaks.extend(leakage::check_oracles(loaded, &graph));
-        if !leaks.is_empty() {
-            return Err(Diagnostics { list: leaks });
-        }
+        leakage::refuse(loaded, &graph)?;
         let (selected, forced) = selection.choose(loaded, &graph)?;
         let sources = Sources::new(loaded, store);
         Ok(Self { loaded, store, graph, selected, forced, sources, recipes: FxHashMap::default() })
