@@ -6,8 +6,9 @@
 
 Each tool starts from nothing (cold), does nothing (no-op), follows one changed data file, of which nearly all is made (one
 file), and one that only the scores of one held-out site read (few: 2.5% of 10,000 instances). `--plan-only` plans what was
-never built. The tools take turns; each number is the median of the rounds, and in each the best of several for what is quick. Peers are installed by pip into a folder of their own. A tool that is over
-its time limit is reported as such.
+never built. The tools take turns, at each of the runs that are quick too, whose best in a round counts; each number is the
+median of the rounds. Peers are installed by pip into a folder of their own. A tool that is over its time limit is reported as
+such.
 """
 
 import argparse
@@ -71,35 +72,55 @@ def timed(command, where, limit=None):
     return (took, usage.ru_maxrss / 1024) if status == 0 else None
 
 
-def best(command, where, times):
-    found = [timed(command, where) for _ in range(times)]
-    return None if None in found else min(found)
+def in_turns(commands, times):
+    """The best of several for each tool's command and folder, the tools taking turns: what is quick varies with the moment."""
+    found = {tool: [] for tool in commands}
+    for _ in range(times):
+        for tool, (command, where) in commands.items():
+            found[tool].append(timed(command, where))
+    return {tool: None if None in timings else min(timings) for tool, timings in found.items()}
 
 
-def measure(tool, size, peers, siteline, jobs, scratch, limit, plan_only):
-    sweep = Sweep(size)
-    where = tempfile.mkdtemp(prefix=f"{tool}-{size}-", dir=scratch)
+def prepared(tool, sweep, peers, scratch):
+    """A folder with the sweep as this tool reads it."""
+    where = tempfile.mkdtemp(prefix=f"{tool}-{sweep.count}-", dir=scratch)
     getattr(sweep, tool)(where)
     if tool == "dvc":
         dvc = f"{peers}/dvc/bin/dvc"
         subprocess.run([dvc, "init", "--no-scm", "--quiet"], cwd=where, check=True)
         subprocess.run([dvc, "config", "core.analytics", "false"], cwd=where, check=True)
-    run, plan = commands(tool, peers, siteline, jobs)
     os.sync()
-    if plan_only:
-        return sweep.count, {"plan": best(plan, where, 3)}
-    row = {"cold": timed(run, where, limit)}
-    if row["cold"]:
-        times = 7 if row["cold"][0] < 20 else 1
-        row["no-op"] = best(run, where, times)
-        row["plan"] = best(plan, where, times)
-        for column, folder in [("one file", "data"), ("few", "labels")]:
-            with open(f"{where}/{folder}/{sweep.sites[0]}.txt", "a") as file:
-                file.write("one more\n")
-            # A file's times move in steps of the kernel's clock.
-            time.sleep(0.05)
-            row[column] = timed(run, where)
-    return sweep.count, row
+    return where
+
+
+def changed(file, command, where):
+    """Seconds and memory of a command after a line was added to a file."""
+    with open(f"{where}/{file}", "a") as opened:
+        opened.write("one more\n")
+    # A file's times move in steps of the kernel's clock.
+    time.sleep(0.05)
+    return timed(command, where)
+
+
+def measure(tools, sweep, peers, options, scratch):
+    """One round: what each tool took for each column."""
+    where = {tool: prepared(tool, sweep, peers, scratch) for tool in tools}
+    given = {tool: commands(tool, peers, options.siteline, options.jobs) for tool in tools}
+    run, plan = ({tool: (given[tool][which], where[tool]) for tool in tools} for which in (0, 1))
+    if options.plan_only:
+        return {tool: {"plan": entry} for tool, entry in in_turns(plan, 3).items()}
+    rows = {tool: {"cold": timed(*run[tool], options.limit)} for tool in tools}
+    built = [tool for tool in tools if rows[tool]["cold"]]
+    # What takes long would hold up the others' turns.
+    for quick in (True, False):
+        now = [tool for tool in built if (rows[tool]["cold"][0] < 20) == quick]
+        for column, what in [("no-op", run), ("plan", plan)]:
+            for tool, entry in in_turns({tool: what[tool] for tool in now}, 7 if quick else 1).items():
+                rows[tool][column] = entry
+    for column, folder in [("one file", "data"), ("few", "labels")]:
+        for tool in built:
+            rows[tool][column] = changed(f"{folder}/{sweep.sites[0]}.txt", *run[tool])
+    return rows
 
 
 def summed_up(rounds):
@@ -135,19 +156,15 @@ def main():
 def compare(options, tools, peers, scratch):
     given_up = set()
     for size in map(int, options.sizes.split(",")):
-        measured, count = {}, 0
+        sweep, measured = Sweep(size), {}
         for _ in range(options.rounds):
-            for tool in tools:
-                if tool in given_up:
-                    continue
-                count, row = measure(
-                    tool, size, peers, options.siteline, options.jobs, scratch, options.limit, options.plan_only
-                )
+            rows = measure([tool for tool in tools if tool not in given_up], sweep, peers, options, scratch)
+            for tool, row in rows.items():
                 measured.setdefault(tool, []).append(row)
                 if not (row["plan"] if options.plan_only else row["cold"]):
                     given_up.add(tool)
         rows = {tool: summed_up(rounds) for tool, rounds in measured.items()}
-        print(f"\n{count} instances, {options.jobs} at a time; seconds, and Siteline's time as a multiple of the tool's")
+        print(f"\n{sweep.count} instances, {options.jobs} at a time; seconds, and Siteline's time as a multiple of the tool's")
         columns = ["plan"] if options.plan_only else ["cold", "no-op", "one file", "few", "plan"]
         print(f"{'tool':10}" + "".join(f"{c:>20}" for c in columns) + f"{'memory (MB)':>14}")
         own = rows.get("siteline", {})

@@ -21,10 +21,15 @@ use serde_json::Value;
 
 use crate::Digest;
 
+/// So much of a pre-image is kept before it is hashed: enough for the hash to take many blocks at once.
+const KEPT: usize = 64 << 10;
+
 /// Builds a pre-image and hashes it.
 #[derive(Debug, Default)]
 pub struct Canonical {
     bytes: Vec<u8>,
+    /// What came before these bytes, where that is much.
+    before: Option<Box<blake3::Hasher>>,
 }
 
 impl Canonical {
@@ -36,8 +41,13 @@ impl Canonical {
     }
 
     fn head(&mut self, tag: u8, length: usize) {
-        self.bytes.push(tag);
-        self.bytes.extend_from_slice(&(length as u64).to_le_bytes());
+        if self.bytes.len() >= KEPT {
+            self.before.get_or_insert_default().update(&self.bytes);
+            self.bytes.clear();
+        }
+        let mut head = [tag; 9];
+        head[1..].copy_from_slice(&(length as u64).to_le_bytes());
+        self.bytes.extend_from_slice(&head);
     }
 
     fn put(&mut self, tag: u8, payload: &[u8]) {
@@ -94,7 +104,10 @@ impl Canonical {
 
     /// The digest of everything added.
     pub fn finish(&self) -> Digest {
-        Digest::of_bytes(&self.bytes)
+        match &self.before {
+            None => Digest::of_bytes(&self.bytes),
+            Some(before) => Digest::of_hasher(before.as_ref().clone().update(&self.bytes)),
+        }
     }
 }
 

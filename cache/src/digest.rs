@@ -64,6 +64,11 @@ impl Digest {
         for part in parts {
             hasher.update(part);
         }
+        Self::of_hasher(&hasher)
+    }
+
+    /// Digest of what a hasher was given.
+    pub(crate) fn of_hasher(hasher: &blake3::Hasher) -> Self {
         Self(*hasher.finalize().as_bytes())
     }
 
@@ -88,7 +93,7 @@ impl Digest {
             length += read as u64;
             hasher.update(&piece);
             if read < PIECE {
-                return Ok((Self(*hasher.finalize().as_bytes()), length));
+                return Ok((Self::of_hasher(&hasher), length));
             }
         }
     }

@@ -136,6 +136,7 @@ impl Journal {
             self.segments.push(Segment { name: covered.name, file, read_to: covered.length, live: covered.grew });
         }
         self.latest.reserve(index.entries.len());
+        self.entries.reserve(index.entries.len());
         for entry in index.entries {
             self.add(entry.heading, entry.segment, entry.offset, Some(entry.line));
         }

@@ -19,6 +19,11 @@ fn is_oracle(kinds: &[StageKind], graph: &Graph, reader: NodeIndex, input: &str)
     kind.inputs.iter().any(|spec| spec.name == input && spec.role == Role::Oracle)
 }
 
+/// Which kinds have an input of a role.
+fn kinds_with(kinds: &[StageKind], role: Role) -> Vec<bool> {
+    kinds.iter().map(|kind| kind.inputs.iter().any(|input| input.role == role)).collect()
+}
+
 /// The sites whose raw files reached each instance, other than by an oracle.
 pub struct Reached {
     names: Vec<String>,
@@ -68,6 +73,10 @@ pub fn sites(loaded: &Loaded, graph: &Graph) -> Reached {
 /// The instances that an oracle's choice reached: by node index.
 pub fn chosen_by_oracle(loaded: &Loaded, graph: &Graph) -> Vec<bool> {
     let mut reached = vec![false; graph.dag.node_count()];
+    let has_oracle = kinds_with(&loaded.kinds, Role::Oracle);
+    if !graph.dag.node_weights().any(|instance| has_oracle[instance.kind]) {
+        return reached;
+    }
     for node in &graph.order {
         reached[node.index()] = graph
             .reads(*node)
@@ -80,6 +89,9 @@ pub fn chosen_by_oracle(loaded: &Loaded, graph: &Graph) -> Vec<bool> {
 fn check_oracles(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
     const KEEPERS: [&str; 3] = ["select", "evaluate", "table"];
     let reached = chosen_by_oracle(loaded, graph);
+    if !reached.contains(&true) {
+        return Vec::new();
+    }
     let mut stages = BTreeMap::new();
     for node in &graph.order {
         let instance = &graph.dag[*node];
@@ -130,10 +142,11 @@ pub fn sides(loaded: &Loaded, graph: &Graph) -> Vec<Sides> {
         }
         seen
     };
+    let scores = kinds_with(kinds, Role::Scored);
     graph
         .order
         .iter()
-        .filter(|node| kinds[graph.dag[**node].kind].inputs.iter().any(|input| input.role == Role::Scored))
+        .filter(|node| scores[graph.dag[**node].kind])
         .map(|node| Sides { scorer: *node, trained: of_role(*node, Role::Model), scored: of_role(*node, Role::Scored) })
         .collect()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use petgraph::graph::NodeIndex;
 use rayon::prelude::*;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use siteline_cache::{Digest, Hit, Output, Parts, RecordInput, Store};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
@@ -146,7 +146,7 @@ impl<'a> Planner<'a> {
                 let waits = |needed: &NodeIndex| !matches!(states[needed.index()], State::Cached(_));
                 let on: Vec<NodeIndex> = graph.reads(node).map(|(_, needed)| needed).filter(waits).collect();
                 if on.is_empty() {
-                    match self.prepare(node) {
+                    match self.find_sources(node) {
                         Ok(()) => ready.push(node),
                         Err(diagnostic) if found.contains(&diagnostic) => {}
                         Err(diagnostic) => found.push(diagnostic),
@@ -155,6 +155,7 @@ impl<'a> Planner<'a> {
                     states[node.index()] = State::Waiting { on };
                 }
             }
+            self.work_out_recipes(&ready);
             for (node, state) in self.look_up(&ready, &states) {
                 states[node.index()] = state;
             }
@@ -269,20 +270,33 @@ impl<'a> Planner<'a> {
 
     /// Finds and hashes what an instance reads from outside the store, and works out its recipe, where that was not done yet.
     fn prepare(&mut self, node: NodeIndex) -> Result<(), Diagnostic> {
-        let kind = self.kind(node);
-        let graph = self.graph.clone();
-        let instance = &graph.dag[node];
-        if !kind.sources.is_empty() {
-            self.sources.find(node, kind, instance)?;
-        }
-        let id = self.recipe_id(node);
-        if !self.recipes.contains_key(&id) {
-            let params = self.sources.into_params(node, kind, instance);
-            let recipe = Recipe::new(kind, &params);
-            let digest = recipe.digest();
-            self.recipes.insert(id, Arc::new((recipe, digest)));
-        }
+        self.find_sources(node)?;
+        self.work_out_recipes(&[node]);
         Ok(())
+    }
+
+    fn find_sources(&mut self, node: NodeIndex) -> Result<(), Diagnostic> {
+        let kind = self.kind(node);
+        if kind.sources.is_empty() {
+            return Ok(());
+        }
+        self.sources.find(node, kind, &self.graph.dag[node])
+    }
+
+    /// Works out the recipes of instances whose sources were found, those that are not known yet.
+    fn work_out_recipes(&mut self, nodes: &[NodeIndex]) {
+        let with_id = |node: &NodeIndex| (self.recipe_id(*node), *node);
+        let mut lacking: Vec<(RecipeId, NodeIndex)> = nodes.par_iter().with_min_len(64).map(with_id).collect();
+        let mut seen = FxHashSet::default();
+        lacking.retain(|(id, _)| !self.recipes.contains_key(id) && seen.insert(id.clone()));
+        let recipe = |(id, node): (RecipeId, NodeIndex)| {
+            let kind = self.kind(node);
+            let recipe = Recipe::new(kind, &self.sources.into_params(node, kind, &self.graph.dag[node]));
+            let digest = recipe.digest();
+            (id, Arc::new((recipe, digest)))
+        };
+        let made: Vec<(RecipeId, Known)> = lacking.into_par_iter().with_min_len(64).map(recipe).collect();
+        self.recipes.extend(made);
     }
 
     fn recipe_id(&self, node: NodeIndex) -> RecipeId {

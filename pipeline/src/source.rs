@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use petgraph::graph::NodeIndex;
 use rayon::prelude::*;
+use rustc_hash::FxHashMap;
 use serde_json::{Map, Value, json};
 use siteline_cache::Store;
 
@@ -22,7 +23,7 @@ mod imports;
 type SourceId = (&'static str, String, String);
 
 /// What one instance reads: each source, with its place among its kind's.
-type ReadByNode = Box<[(usize, Arc<RunSource>)]>;
+type Read = Arc<[(usize, Arc<RunSource>)]>;
 
 /// Resolves sources of a manifest and remembers them.
 pub struct Sources<'a> {
@@ -30,13 +31,21 @@ pub struct Sources<'a> {
     store: &'a Store,
     found: HashMap<SourceId, Result<Arc<RunSource>, Diagnostic>>,
     /// By node index, as far as it was asked for.
-    read: Vec<Option<ReadByNode>>,
+    read: Vec<Option<Read>>,
+    by_stage: FxHashMap<Arc<str>, ReadByLabels>,
+}
+
+/// What the instances of a stage read: the same, where they have the same labels on the axes that decide it.
+#[derive(Default)]
+struct ReadByLabels {
+    axes: Vec<String>,
+    known: FxHashMap<Vec<String>, Read>,
 }
 
 impl<'a> Sources<'a> {
     /// For one manifest, hashing with the store's stat cache.
     pub fn new(loaded: &'a Loaded, store: &'a Store) -> Self {
-        Self { loaded, store, found: HashMap::new(), read: Vec::new() }
+        Self { loaded, store, found: HashMap::new(), read: Vec::new(), by_stage: FxHashMap::default() }
     }
 
     /// Finds and hashes everything that an instance reads from outside the store.
@@ -47,6 +56,28 @@ impl<'a> Sources<'a> {
         if self.read.get(node.index()).is_some_and(Option::is_some) {
             return Ok(());
         }
+        if !self.by_stage.contains_key(&instance.stage) {
+            let axes = self.deciding(kind, instance);
+            self.by_stage.insert(instance.stage.clone(), ReadByLabels { axes, ..ReadByLabels::default() });
+        }
+        let by_labels = &self.by_stage[&instance.stage];
+        let labels: Vec<String> = by_labels.axes.iter().filter_map(|axis| instance.point.get(axis).cloned()).collect();
+        let read = match by_labels.known.get(&labels) {
+            Some(read) => read.clone(),
+            None => {
+                let read = self.read_by(kind, instance)?;
+                self.by_stage.get_mut(&instance.stage).map(|stage| stage.known.insert(labels, read.clone()));
+                read
+            }
+        };
+        if self.read.len() <= node.index() {
+            self.read.resize_with(node.index() + 1, Option::default);
+        }
+        self.read[node.index()] = Some(read);
+        Ok(())
+    }
+
+    fn read_by(&mut self, kind: &StageKind, instance: &Instance) -> Result<Read, Diagnostic> {
         let mut read = Vec::new();
         for (place, spec) in kind.sources.iter().enumerate() {
             let Some(id) = self.id_of(&spec.from, instance) else { continue };
@@ -64,11 +95,22 @@ impl<'a> Sources<'a> {
             };
             read.push((place, found.clone()?));
         }
-        if self.read.len() <= node.index() {
-            self.read.resize_with(node.index() + 1, Option::default);
-        }
-        self.read[node.index()] = Some(read.into());
-        Ok(())
+        Ok(read.into())
+    }
+
+    /// The axes of an instance's stage that decide what is read.
+    fn deciding(&self, kind: &StageKind, instance: &Instance) -> Vec<String> {
+        let decides = |axis: &&String| {
+            let mention = format!("${{{axis}}}");
+            kind.sources.iter().any(|spec| match &spec.from {
+                SourceFrom::Site => *axis == "site",
+                SourceFrom::Backbone => *axis == "backbone",
+                // Any axis may have a part in a parameter.
+                SourceFrom::Param(_) => true,
+                SourceFrom::Stage(which) => self.patterns(instance, which).iter().any(|text| text.contains(&mention)),
+            })
+        };
+        instance.point.keys().filter(decides).cloned().collect()
     }
 
     /// What an instance reads from outside the store, by the names of its kind's sources; [`Self::find`] has found it.
@@ -98,10 +140,13 @@ impl<'a> Sources<'a> {
 
     /// The patterns of `code` or `files` at an instance's point: `${AXIS}` stands for its value.
     fn listed(&self, instance: &Instance, which: &str) -> Vec<Result<String, String>> {
-        let stage = &self.loaded.manifest.stages[instance.stage.as_ref()];
-        let patterns = if which == "code" { &stage.code } else { &stage.files };
         let label = |axis: &str| instance.point.get(axis).cloned();
-        patterns.iter().map(|text| command::substitute(text, &label)).collect()
+        self.patterns(instance, which).iter().map(|text| command::substitute(text, &label)).collect()
+    }
+
+    fn patterns(&self, instance: &Instance, which: &str) -> &'a [String] {
+        let stage = &self.loaded.manifest.stages[instance.stage.as_ref()];
+        if which == "code" { &stage.code } else { &stage.files }
     }
 
     /// Which source an instance means, if it means one.

@@ -23,10 +23,10 @@ struct Prepared<'b> {
     needed: &'b Members,
     filter: Option<Condition>,
     when: Option<Condition>,
-    /// Axes of the asking stage whose labels find candidates.
-    ask: Vec<usize>,
-    /// Candidates by those labels.
-    by_labels: FxHashMap<Vec<&'b str>, Vec<usize>>,
+    /// Axes of the asking stage whose labels find candidates, each with the labels' places on the needed stage's axis.
+    ask: Vec<(usize, Vec<Option<u32>>)>,
+    /// Candidates by those places.
+    by_places: FxHashMap<Vec<u32>, Vec<usize>>,
 }
 
 impl Prepared<'_> {
@@ -39,7 +39,8 @@ impl Prepared<'_> {
             .flat_map(Condition::comparisons)
             .flat_map(|(left, right)| [left.word.as_str(), right.word.as_str()])
             .collect();
-        let decides = |place: &usize| self.ask.contains(place) || words.contains(&own[*place].as_str());
+        let asks = |place: &usize| self.ask.iter().any(|(asked, _)| asked == place);
+        let decides = |place: &usize| asks(place) || words.contains(&own[*place].as_str());
         (0..own.len()).filter(decides).collect()
     }
 }
@@ -71,12 +72,18 @@ impl<'a> Builder<'a> {
         let (filter, when) = (parse(&join.filter), parse(&join.when));
         let needed = &self.by_stage[join.stage.as_str()];
         let pairs = Self::equal_axes(own, &needed.per, filter.as_ref());
-        let mut by_labels: FxHashMap<Vec<&str>, Vec<usize>> = FxHashMap::default();
+        let mut by_places: FxHashMap<Vec<u32>, Vec<usize>> = FxHashMap::default();
         for (index, (_, places)) in needed.nodes.iter().enumerate() {
-            let labels = pairs.iter().map(|(_, there)| self.label(&needed.per[*there], places[*there])).collect();
-            by_labels.entry(labels).or_default().push(index);
+            by_places.entry(pairs.iter().map(|(_, there)| places[*there]).collect()).or_default().push(index);
         }
-        Prepared { needed, filter, when, ask: pairs.iter().map(|(here, _)| *here).collect(), by_labels }
+        let ask = pairs.iter().map(|(here, there)| (*here, self.places_on(&needed.per[*there], &own[*here])));
+        Prepared { needed, filter, when, ask: ask.collect(), by_places }
+    }
+
+    /// Where the labels of the axis `of` stand on the axis `on`.
+    fn places_on(&self, on: &str, of: &str) -> Vec<Option<u32>> {
+        let place: FxHashMap<&str, u32> = self.labels[on].iter().map(String::as_str).zip(0..).collect();
+        self.labels[of].iter().map(|label| place.get(label.as_str()).copied()).collect()
     }
 
     /// All joins; the stages are looked at side by side.
@@ -108,7 +115,7 @@ impl<'a> Builder<'a> {
         let mut needs: Vec<_> = stage.needs.iter().collect();
         needs.sort_by(|a, b| a.0.cmp(b.0));
         let members = &self.by_stage[name].nodes;
-        let mut reads: Vec<Vec<Gathered>> = vec![Vec::new(); members.len()];
+        let mut reads: Vec<Vec<Gathered>> = members.iter().map(|_| Vec::with_capacity(needs.len())).collect();
         let mut problems = Vec::new();
         for (input, need) in needs {
             let Some(spec) = kind.inputs.iter().find(|spec| spec.name == *input) else { continue };
@@ -200,15 +207,19 @@ impl<'a> Builder<'a> {
         let mut counts = Vec::with_capacity(members.len());
         // What a member finds depends on few of its axes: thousands of members find the same.
         let deciding = prepared.deciding(own);
-        let mut known: FxHashMap<Box<[u32]>, Option<Arc<[NodeIndex]>>> = FxHashMap::default();
+        let mut known: FxHashMap<Vec<u32>, Option<Arc<[NodeIndex]>>> = FxHashMap::default();
+        let mut decided_by = Vec::with_capacity(deciding.len());
         for (member, (_, places)) in members.iter().enumerate() {
-            let decided_by: Box<[u32]> = deciding.iter().map(|axis| places[*axis]).collect();
-            let fitting = known.entry(decided_by).or_insert_with(|| {
-                let mut fitting = self.fitting(&prepared, own, places)?;
-                fitting.sort_unstable_by(|a, b| rank(a).cmp(rank(b)));
-                Some(fitting.into_iter().map(|index| prepared.needed.nodes[index].0).collect())
-            });
-            let Some(fitting) = fitting else { continue };
+            decided_by.clear();
+            decided_by.extend(deciding.iter().map(|axis| places[*axis]));
+            if !known.contains_key(&decided_by) {
+                let fitting = self.fitting(&prepared, own, places).map(|mut fitting| {
+                    fitting.sort_unstable_by(|a, b| rank(a).cmp(rank(b)));
+                    fitting.into_iter().map(|index| prepared.needed.nodes[index].0).collect()
+                });
+                known.insert(decided_by.clone(), fitting);
+            }
+            let Some(fitting) = &known[&decided_by] else { continue };
             if joined.fetch_add(fitting.len(), Ordering::Relaxed) + fitting.len() > MOST_JOINS {
                 break;
             }
@@ -228,7 +239,9 @@ impl<'a> Builder<'a> {
         if prepared.when.as_ref().is_some_and(|condition| !condition.holds(&mine)) {
             return None;
         }
-        let labels: Vec<&str> = prepared.ask.iter().map(|axis| self.label(&own[*axis], places[*axis])).collect();
+        let there = |(axis, places_there): &(usize, Vec<Option<u32>>)| places_there[places[*axis] as usize];
+        // A label that the other axis does not have finds nothing.
+        let Some(asked) = prepared.ask.iter().map(there).collect::<Option<Vec<u32>>>() else { return Some(Vec::new()) };
         let fits = |index: &&usize| {
             let (_, there) = &prepared.needed.nodes[**index];
             let per = &prepared.needed.per;
@@ -238,7 +251,7 @@ impl<'a> Builder<'a> {
             let either = |axis: &str| mine(axis).or_else(|| theirs(axis));
             prepared.filter.as_ref().is_none_or(|condition| condition.holds(&either))
         };
-        Some(prepared.by_labels.get(&labels).into_iter().flatten().filter(fits).copied().collect())
+        Some(prepared.by_places.get(&asked).into_iter().flatten().filter(fits).copied().collect())
     }
 
     /// A value of an instance that `where` asks another axis for, which does not have it.
