@@ -1,5 +1,8 @@
 //! `siteline`: the command line. Arguments, rendering and exit codes; what is planned and run lives in `siteline-pipeline`.
 
+#[macro_use]
+mod out;
+
 mod args;
 mod commands;
 mod diagnostic;

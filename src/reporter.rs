@@ -35,6 +35,7 @@ pub struct Reporter {
     screen: Screen,
     total: usize,
     done: usize,
+    unwritten: Option<std::io::Error>,
 }
 
 enum Screen {
@@ -60,7 +61,7 @@ impl Reporter {
             }
             _ => Screen::Plain { told: HashMap::new() },
         };
-        Self { screen, total: 0, done: 0 }
+        Self { screen, total: 0, done: 0, unwritten: None }
     }
 
     /// Shows one event.
@@ -80,7 +81,10 @@ impl Reporter {
                 }
             }
             Screen::Json => {
-                let _ = writeln!(std::io::stdout(), "{}", printable::json(event, false));
+                // No reason to stop a run, but to say so at its end.
+                if let Err(error) = writeln!(std::io::stdout(), "{}", printable::json(event, false)) {
+                    self.unwritten.get_or_insert(error);
+                }
             }
             Screen::Plain { told } => {
                 if let Some(line) = line(event).or_else(|| still_at_work(event, told)) {
@@ -104,6 +108,11 @@ impl Reporter {
                 }
             }
         }
+    }
+
+    /// Why events could not be written, where that is so.
+    pub fn unwritten(&self) -> Option<&std::io::Error> {
+        self.unwritten.as_ref()
     }
 
     /// Takes the rows away.

@@ -378,3 +378,93 @@ fn pipes_and_devices_in_place_of_files_are_refused() {
         assert!(said.code != 0 && said.stderr.contains("is no plain file"), "{manifest}: {}", said.stderr);
     }
 }
+
+#[test]
+fn names_of_inputs_lead_nowhere_else() {
+    for name in ["../../../evil", "../x", ".", "", "a/b", "line\\nend"] {
+        let space = Space::of_commands(&format!(
+            "stages:\n  b: {{run: echo b >o, outputs: [o]}}\n  a: {{run: ls >o, needs: {{\"{name}\": b}}, outputs: [o]}}\n"
+        ));
+        let said = space.run(&["check-manifest"]);
+        assert_eq!(said.code, 2, "{name}: {}", said.stdout);
+        assert!(said.stderr.contains("cannot be the name of an input"), "{name}: {}", said.stderr);
+        assert!(said.stderr.contains("siteline.yaml:5:"), "{name}: {}", said.stderr);
+    }
+}
+
+/// A file that a pattern would match, if its name were text, is not silently left out.
+#[test]
+fn a_name_that_is_no_text_is_not_passed_over() {
+    use std::os::unix::ffi::OsStrExt;
+    for pattern in ["data/*.csv", "*/*.csv", "**/*.csv"] {
+        let space = Space::of_commands(&format!(
+            "stages: {{a: {{run: \"ls data | wc -l >o\", files: [\"{pattern}\"], outputs: [o]}}}}\n"
+        ));
+        space.write("data/x.csv", "1\n");
+        let odd = std::ffi::OsStr::from_bytes(b"\xff.csv");
+        std::fs::write(space.path("data").join(odd), "2\n").unwrap();
+        let said = space.run(&["run"]);
+        assert_eq!(said.code, 2, "{pattern}: {}", said.stderr);
+        assert!(
+            said.stderr.contains("is not UTF-8") && said.stderr.contains(r"\xFF.csv"),
+            "{pattern}: {}",
+            said.stderr
+        );
+        std::fs::remove_file(space.path("data").join(odd)).unwrap();
+        assert_eq!(space.executed(&[]).len(), 1);
+    }
+}
+
+#[test]
+fn an_axis_that_is_not_there_cannot_be_set() {
+    let space = Space::of_commands("axes: {seed: [0]}\nstages: {a: {run: echo x >o, per: [seed], outputs: [o]}}\n");
+    let said = space.run(&["plan", "--set", "axes.sead=[1]"]);
+    assert_eq!(said.code, 2, "{}", said.stdout);
+    assert!(said.stderr.contains("no axis `sead`") && said.stderr.contains("seed"), "{}", said.stderr);
+}
+
+/// Nobody learns of what was not written by a panic, or not at all.
+#[test]
+fn an_output_that_takes_nothing_is_an_error() {
+    if !std::path::Path::new("/dev/full").exists() {
+        return skipped("there is no /dev/full here");
+    }
+    let space = Space::of_commands("stages: {a: {run: echo x >o, outputs: [o]}}\n");
+    let full = |arguments: &[&str]| {
+        let out = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = space.command(arguments).stdout(out).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = full(&["run", "--json"]);
+    assert!(code == Some(1) && said.contains("could not be written"), "{code:?} {said}");
+    for verb in ["plan", "status", "verify", "gc", "doctor", "check-manifest", "graph", "schema"] {
+        let (code, said) = full(&[verb]);
+        assert!(code == Some(1) && said.contains("failed to write to standard output"), "{verb}: {code:?} {said}");
+    }
+    for arguments in [["log", "a"], ["why", "a"], ["history", "a"], ["trace", "a"], ["completions", "bash"]] {
+        let (code, said) = full(&arguments);
+        assert!(code == Some(1) && !said.contains("panicked"), "{arguments:?}: {code:?} {said}");
+    }
+}
+
+/// Files that nothing tells the images of prove nothing.
+#[test]
+fn an_audit_of_what_it_cannot_know_says_so() {
+    let space = Space::of_commands(
+        r#"
+axes: {hospital: [A, B], held_out: [A, B]}
+stages:
+  prep: {run: "cat ${hospital}/1.png >o", per: [hospital], files: ["${hospital}/1.png"], outputs: [o]}
+  fit: {run: "cat inputs/f/*/o >m", per: [held_out], needs: {f: {stage: prep}}, outputs: [m]}
+  score: {run: "cat inputs/*/* >s", per: [held_out], needs: {m: {stage: fit, role: model}, d: {stage: prep, where: hospital == held_out, role: scored}}, outputs: [s]}
+"#,
+    );
+    space.write("A/1.png", "");
+    space.write("B/1.png", "");
+    space.run(&["run", "--quiet"]);
+    let audit = space.run(&["audit"]);
+    assert_eq!(audit.code, 1, "{}", audit.stdout);
+    assert!(audit.stdout.contains("0 clean") && audit.stdout.contains("2 unknown"), "{}", audit.stdout);
+    let space = Space::of_commands("stages: {a: {run: echo x >o, outputs: [o]}}\n");
+    assert!(space.run(&["audit"]).stdout.contains("No stage scores a model"));
+}

@@ -320,6 +320,59 @@ fn a_sandbox_shows_what_is_declared_and_nothing_else() {
     assert!(said.stderr.contains("FAILED  writes"), "a write that went nowhere was not noticed: {}", said.stderr);
     assert!(space.run(&["log", "writes"]).stdout.contains("Read-only file system"), "the log does not say why");
     assert!(!space.path("stray").exists(), "a command wrote outside its directory");
+    // What it reads is the store's own.
+    let space = Space::of_commands(
+        "stages:\n  a: {run: echo good >out, outputs: [out]}\n  bad: {run: \"chmod u+w inputs/a/out; echo evil >inputs/a/out; echo x >out\", needs: {a: a}, outputs: [out]}\n",
+    );
+    let said = space.run(&["run", "--plain", "--sandbox"]);
+    assert!(said.stderr.contains("done    a") && said.stderr.contains("FAILED  bad"), "{}", said.stderr);
+    assert_eq!(space.output("a", "out"), b"good\n");
+    assert_eq!(space.run(&["verify"]).code, 0, "a command in a sandbox wrote to an object");
+}
+
+/// One that writes to what it reads takes nobody else's result with it.
+#[test]
+fn a_command_that_writes_to_its_inputs_harms_its_neighbours_results_alone() {
+    let space = Space::of_commands(
+        "axes: {i: [0, 1, 2, 3]}\nstages:\n  a: {run: echo good >out, outputs: [out]}\n  bad: {run: \"chmod u+w inputs/a/out; echo evil >inputs/a/out; echo x >out\", needs: {a: a}, outputs: [out]}\n  innocent: {run: \"echo ${i} >out; sleep 0.2\", per: [i], outputs: [out]}\n",
+    );
+    let said = space.run(&["run", "--plain", "-j", "4"]);
+    assert_eq!(said.code, 1, "{}", said.stderr);
+    assert!(said.stderr.contains("FAILED  bad: its input `out` was written to while it ran"), "{}", said.stderr);
+    for i in 0..4 {
+        assert!(said.stderr.contains(&format!("done    innocent[i={i}]")), "{}", said.stderr);
+    }
+    assert!(space.executed(&["--except", "bad"]).iter().all(|name| name == "a"), "a neighbour's result was not kept");
+}
+
+#[test]
+fn what_is_read_and_what_is_written_must_not_be_one_file() {
+    for (files, outputs) in [("[o]", "[o]"), ("[d/o]", "[d/]"), ("[\"d/*\"]", "[d/o]")] {
+        let space = Space::of_commands(&format!(
+            "stages: {{a: {{run: \"cat o d/o >t; cat t >o\", files: {files}, outputs: {outputs}}}}}\n"
+        ));
+        space.write("o", "1\n");
+        space.write("d/o", "1\n");
+        let said = space.run(&["run"]);
+        assert_eq!(said.code, 2, "{files} {outputs}: {}", said.stderr);
+        assert!(said.stderr.contains("written by the same stage"), "{}", said.stderr);
+    }
+}
+
+/// The settings went back: what is shown belongs to the result, not to what ran last.
+#[test]
+fn the_log_is_that_of_the_result() {
+    let space = Space::of_commands("stages: {a: {run: echo version ONE; echo 1 >out, outputs: [out]}}\n");
+    space.executed(&[]);
+    space.edit("siteline.yaml", "ONE", "TWO");
+    space.executed(&[]);
+    assert!(space.run(&["log", "a"]).stdout.contains("version TWO"));
+    space.edit("siteline.yaml", "TWO", "ONE");
+    assert!(space.executed(&[]).is_empty());
+    assert!(space.run(&["log", "a"]).stdout.contains("version ONE"));
+    space.edit("siteline.yaml", "ONE;", "THREE; false;");
+    space.run(&["run"]);
+    assert!(space.run(&["log", "a"]).stdout.contains("version THREE"));
 }
 
 #[test]

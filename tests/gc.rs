@@ -116,3 +116,32 @@ fn of_word(space: &Space, shown: &str, word: &str) -> bool {
     let mut goes = shown.lines().filter(|line| line.contains("  one["));
     goes.all(|line| keys.iter().any(|key| line.trim_start().starts_with(&key[..12])))
 }
+
+/// A result that is gone and that nothing needs any more is forgotten, however young; one that something was made from is not.
+#[test]
+fn what_is_damaged_and_not_needed_is_forgotten() {
+    let space = Space::of_commands("stages: {a: {run: echo ONE >out, outputs: [out]}}\n");
+    space.executed(&[]);
+    let object = space.artifacts()["a"][0]["digest"].as_str().unwrap().to_owned();
+    space.edit("siteline.yaml", "ONE", "TWO");
+    space.executed(&[]);
+    std::fs::remove_file(space.path(&format!(".siteline/objects/{}/{}", &object[..2], &object[2..]))).unwrap();
+    let verify = space.run(&["verify"]);
+    assert!(verify.code == 1 && verify.stdout.contains("`siteline gc` forgets"), "{}", verify.stdout);
+    assert_eq!(space.run(&["gc", "--yes"]).code, 0);
+    assert_eq!(space.run(&["verify"]).code, 0, "{}", space.run(&["verify"]).stdout);
+    assert!(space.executed(&[]).is_empty());
+}
+
+#[test]
+fn what_something_was_made_from_stays_known_without_its_objects() {
+    let space = Space::of_commands(
+        "stages:\n  a: {run: echo one >out, outputs: [out]}\n  b: {run: cat inputs/a/out >out; echo b >>out, needs: {a: a}, outputs: [out]}\n",
+    );
+    space.executed(&[]);
+    let object = space.artifacts()["a"][0]["digest"].as_str().unwrap().to_owned();
+    std::fs::remove_file(space.path(&format!(".siteline/objects/{}/{}", &object[..2], &object[2..]))).unwrap();
+    assert_eq!(space.run(&["gc", "--keep-days", "0", "--yes"]).code, 0);
+    assert_eq!(space.records().len(), 2, "the lineage of `b` was torn");
+    assert_eq!(space.executed(&[]).into_iter().collect::<Vec<_>>(), ["a"]);
+}

@@ -19,7 +19,7 @@ def say(reply, **fields):
 def write(folder, name, text):
     with open(os.path.join(folder, name), "w") as file:
         file.write(text)
-def work(how, folder):
+def work(how, folder, instance):
     if how == "slow": time.sleep(1.5)
     if how == "hang": time.sleep(600)
     if how == "segv": os.kill(os.getpid(), signal.SIGSEGV)
@@ -45,6 +45,11 @@ def work(how, folder):
         say("log", warning=True, text="look\x1b[31m here")
         say("progress", done=1, total=2, unit="im\x1bages")
         return say("failed", message="it \x1b[2J failed")
+    if how.startswith("twice"):
+        write(folder, "out", "x\n")
+        for _ in range(2): say("done", environment={}, **({"instance": instance} if "named" in how else {}))
+        return
+    if how.startswith("half"): time.sleep(0.5)
     write(folder, "out", "x\n")
     say("done", environment={})
 if how == "silent": time.sleep(600)
@@ -56,7 +61,7 @@ if how == "deaf":
 for line in sys.stdin:
     message = json.loads(line)
     if message["request"] == "describe": say("kinds", protocol=2, kinds=[kind])
-    else: work(message["params"]["how"], message["output_dir"])
+    else: work(message["params"]["how"], message["output_dir"], message["instance"])
 "#;
 
 /// A project with that pack.
@@ -209,4 +214,56 @@ fn a_pack_that_never_says_what_it_is_is_given_up() {
     assert!(said.code == 2 && said.stderr.contains("it gave no answer within 1 s and was ended"), "{}", said.stderr);
     assert!(began.elapsed() < Duration::from_secs(30));
     space.assert_no_process();
+}
+
+/// An answer too many is nobody else's answer.
+#[test]
+fn a_pack_that_answers_twice_is_not_believed_of_the_next_instance() {
+    for how in ["twice", "twice named"] {
+        let space = space(&format!(
+            "  first: {{uses: odd, with: {{how: {how}}}}}\n  second: {{uses: odd, with: {{how: half}}}}\n"
+        ));
+        for _ in 0..3 {
+            let said = space.run(&["run", "--plain", "-j", "1", "--fail-fast"]);
+            assert!(said.stderr.contains("done    first") || said.stderr.contains("1 cached"), "{}", said.stderr);
+            if said.code == 0 {
+                break;
+            }
+            assert!(said.stderr.contains("its pack answered for `first`"), "{}", said.stderr);
+        }
+        assert_eq!(space.output("second", "out"), b"x\n", "{how}");
+    }
+}
+
+#[test]
+fn descriptions_that_cannot_be_used_say_why() {
+    let kind = |more: &str| {
+        format!(
+            "dict({{'name': 'k', 'summary': 's', 'params': {{'type': 'object', 'properties': {{}}}}, 'inputs': [], 'sources': [], 'outputs': [{{'path': 'out'}}], 'resources': {{}}, 'code': {{'base': '1'}}}}, **{more})"
+        )
+    };
+    let kinds = |more: &str| format!("{{'reply': 'kinds', 'protocol': 2, 'kinds': [{}]}}", kind(more));
+    let cases = [
+        ("{'reply': 'kinds', 'protocol': 2, 'kinds': [{'name': 'k'}]}".to_owned(), "missing field `summary`"),
+        (kinds("{'outputs': [{'path': 'out', 'purpose': 'results'}]}"), "unknown variant `results`"),
+        (kinds("{'outputs': [{'path': '../../x'}]}"), "the output \"../../x\" does not stay in its folder"),
+        (kinds("{'outputs': [{'path': '/tmp/x'}]}"), "does not stay in its folder"),
+        (kinds("{'name': 'k x\\x1b[31m'}"), "cannot be the name of a stage kind"),
+        (
+            kinds("{'inputs': [{'name': '../x', 'role': 'plain', 'files': ['*'], 'many': False, 'optional': False}]}"),
+            "\"../x\" cannot be the name of an input",
+        ),
+        ("{'reply': 'failed', 'message': 'no licence'}".to_owned(), "no licence"),
+        ("'junk'".to_owned(), "its answer cannot be read"),
+    ];
+    for (answer, wanted) in cases {
+        let space = Space::of_commands("packs: [python3 odd.py]\nstages: {a: {uses: k}}\n");
+        space.write(
+            "odd.py",
+            format!("import json, sys\nfor line in sys.stdin: print(json.dumps({answer}), flush=True)\n"),
+        );
+        let said = space.run(&["plan"]);
+        assert_eq!(said.code, 2, "{answer}: {}{}", said.stdout, said.stderr);
+        assert!(said.stderr.contains(wanted), "{answer}: {}", said.stderr);
+    }
 }

@@ -20,10 +20,10 @@ stages:
   part: {run: "echo ${seed} >out", per: [seed], outputs: [out]}
   look:
     run: |
-      list=$(find . | sort); echo "$list" >seen/list
+      list=$(find -L . | sort); echo "$list" >seen/list
       cp inputs/part/out seen/part
       stat -c %a . data inputs seen >seen/modes
-      basename $PWD >seen/place
+      dirname $PWD >seen/place
       touch junk inputs/junk inputs/part/junk data/junk seen/junk
       mkdir -p data/more/deep && echo x >data/more/deep/junk
       ln -s / seen/everything && rm seen/everything
@@ -87,7 +87,7 @@ fn a_directory_with_many_folders_waits_for_the_next_run() {
 axes: {seed: {from: seeds.txt}}
 stages:
   part: {run: "echo ${seed} >out", per: [seed], outputs: [out]}
-  table: {run: "find inputs -type f >list; cat inputs/parts/*/out >out; touch inputs/junk", needs: {parts: part}, outputs: [out, list]}
+  table: {run: "find -L inputs -type f >list; cat inputs/parts/*/out >out; touch inputs/junk", needs: {parts: part}, outputs: [out, list]}
 "#,
     );
     let seeds = |last: usize| {
@@ -128,4 +128,39 @@ stages:
     seeds(73);
     assert!(space.executed(&[]).contains("table"));
     assert_eq!((lines("out"), lines("list"), idle(&space).len()), (73, 73, 32));
+}
+
+/// What a command finds is decided by its own declarations, not by how many others read the same.
+#[test]
+fn inputs_look_alike_however_many_read_them() {
+    let space = Space::of_commands(
+        r#"
+axes: {part: [a, b], reader: [0, 1, 2, 3, 4, 5]}
+stages:
+  make: {run: "echo ${part} >out; mkdir -p more; echo more >more/x", per: [part], outputs: [out, more/]}
+  one: {run: "echo one >out; mkdir -p more; echo more >more/x", outputs: [out, more/]}
+  look:
+    run: |
+      : ${reader}
+      find . -path ./seen -prune -o -print | sort >seen/all
+      find -L inputs | sort >seen/followed
+      find inputs inputs/*/ inputs/*/*/ -printf '%p %y %m %l\n' | sed 's/view[0-9]*$/VIEW/; s/[^ ]*inputs.[a-z]*$/VIEW/' | sort >seen/kinds
+    per: [reader]
+    needs: {gathered: make, single: one}
+    outputs: [seen/]
+"#,
+    );
+    let found = |readers: &str| {
+        let _ = fs::remove_dir_all(space.path(".siteline"));
+        space.run(&["run", "--quiet", "--set", &format!("axes.reader={readers}")]);
+        ["all", "followed", "kinds"]
+            .map(|file| String::from_utf8(space.output("look[reader=0]", &format!("seen/{file}"))).unwrap())
+    };
+    let [all, followed, kinds] = found("[0]");
+    assert!(followed.contains("inputs/gathered/part=b/more/x") && followed.contains("inputs/single/out"), "{followed}");
+    assert!(kinds.contains("inputs/gathered l") && kinds.contains("inputs/single l"), "{kinds}");
+    for readers in ["[0, 1, 2]", "[0, 1, 2, 3]", "[0, 1, 2, 3, 4, 5]"] {
+        let [all_now, followed_now, _] = found(readers);
+        assert_eq!((all_now, followed_now), (all.clone(), followed.clone()), "with the readers {readers}");
+    }
 }

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::journal::Writer;
-use crate::{Claim, Digest, Record, Result, Store, StoreError, object, sync_point};
+use crate::{Claim, Digest, Output, Record, Result, Store, StoreError, object, sync_point};
 
 /// How long a result may wait for others to be committed with it.
 const WINDOW: Duration = Duration::from_millis(400);
@@ -153,7 +153,7 @@ fn commit(store: &Store, journal: &str, writer: &mut Option<Writer>, group: Vec<
     let outcomes = store.commit(journal, writer, &records);
     for (place, (record, claim)) in group.into_iter().enumerate() {
         let outcome = match &outcomes {
-            Ok(outcomes) => Ok(outcomes[place].clone()),
+            Ok(outcomes) => outcomes[place].clone(),
             Err(error) => Err(error.to_string()),
         };
         drop(claim);
@@ -162,18 +162,33 @@ fn commit(store: &Store, journal: &str, writer: &mut Option<Writer>, group: Vec<
 }
 
 impl Store {
-    /// Makes a group durable: objects, then records, then the ledger.
-    fn commit(&self, name: &str, writer: &mut Option<Writer>, records: &[Arc<Record>]) -> Result<Vec<Published>> {
+    /// Makes a group durable: objects, then records, then the ledger. A record whose objects are gone again is not kept, and says so;
+    /// the others of its group are.
+    fn commit(
+        &self,
+        name: &str,
+        writer: &mut Option<Writer>,
+        records: &[Arc<Record>],
+    ) -> Result<Vec<std::result::Result<Published, String>>> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { path: self.root().to_owned() });
         }
         sync_point::reach("before-objects");
-        self.sync_objects(records)?;
+        let lost: Vec<Option<&Output>> =
+            records.iter().map(|record| record.outputs.iter().find(|output| !self.is_there(output))).collect();
+        let whole: Vec<&Record> =
+            records.iter().zip(&lost).filter(|(_, lost)| lost.is_none()).map(|(record, _)| record.as_ref()).collect();
+        self.sync_objects(&whole)?;
         sync_point::reach("after-objects");
         let journal = self.journal();
         let mut outcomes = Vec::with_capacity(records.len());
         let mut frames = Vec::with_capacity(records.len());
-        for record in records {
+        for (record, lost) in records.iter().zip(lost) {
+            if let Some(output) = lost {
+                outcomes
+                    .push(Err(format!("`{}` was damaged or taken away before it could be made durable", output.path)));
+                continue;
+            }
             let earlier = self.lookup_in(&journal, &record.key).and_then(|_| journal.record(&record.key));
             let outcome = match earlier {
                 None => Published::Stored,
@@ -184,7 +199,7 @@ impl Store {
                 Published::Confirmed => {}
                 ref other => frames.push((record.as_ref(), *other == Published::Stored)),
             }
-            outcomes.push(outcome);
+            outcomes.push(Ok(outcome));
         }
         if frames.is_empty() {
             return Ok(outcomes);
@@ -207,7 +222,7 @@ impl Store {
         Ok(outcomes)
     }
 
-    fn sync_objects(&self, records: &[Arc<Record>]) -> Result<()> {
+    fn sync_objects(&self, records: &[&Record]) -> Result<()> {
         let digests: Vec<&Digest> = records.iter().flat_map(|r| r.outputs.iter().map(|o| &o.digest)).collect();
         let objects = self.objects();
         if digests.len() > FEW {

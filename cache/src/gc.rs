@@ -43,7 +43,8 @@ impl GcPlan {
 impl Store {
     /// Works out what can go. Kept are the records of each manifest's latest finished run, those that `keep` names, and whatever
     /// they were made from. A store that knows of no finished run of a manifest, or not all that became of the latest,
-    /// keeps all that it has of that manifest; one with a damaged run keeps all.
+    /// keeps all that it has of that manifest; one with a damaged run keeps all. A record whose objects are gone is kept only for
+    /// what was made from it.
     ///
     /// # Errors
     /// A store that cannot be read, or that a run is using.
@@ -52,6 +53,8 @@ impl Store {
         // A run may have ended between the opening of the store and this.
         self.refresh()?;
         let records: BTreeMap<Digest, Record> = self.records().into_iter().map(|r| (r.key, r)).collect();
+        let lost: BTreeSet<Digest> =
+            records.values().filter(|r| !r.outputs.iter().all(|o| self.is_there(o))).map(|r| r.key).collect();
         let mut waiting: Vec<Digest> =
             records.values().filter(|r| r.finished_ms > keep.finished_after_ms).map(|r| r.key).collect();
         waiting.extend(&keep.keys);
@@ -68,6 +71,7 @@ impl Store {
             |record: &&Record| damaged_runs.is_empty() && latest.get(&record.manifest).is_some_and(Option::is_some);
         waiting.extend(records.values().filter(|record| !told(record)).map(|record| record.key));
         waiting.extend(latest.values().flatten().flatten());
+        waiting.retain(|key| !lost.contains(key));
         let mut kept = BTreeSet::new();
         while let Some(key) = waiting.pop() {
             if let (Some(record), true) = (records.get(&key), kept.insert(key)) {

@@ -67,7 +67,7 @@ def run(request):
     if request["kind"] != KIND["name"]:
         raise ValueError(f"this pack has no stage kind `{request['kind']}`")
     csv_summary(request)
-    say("done", environment={"python": sys.version.split()[0]})
+    say("done", instance=request["instance"], environment={"python": sys.version.split()[0]})
 
 
 for line in sys.stdin:

@@ -254,13 +254,30 @@ fn describe(words: &[String]) -> Result<Vec<StageKind>, PackError> {
     let status = child.wait().map_err(|e| silent(e.to_string()))?;
     let reply = text.lines().find_map(|line| serde_json::from_str::<Reply>(line).ok());
     match reply {
-        Some(Reply::Kinds { protocol, kinds }) if protocol == protocol::VERSION => Ok(kinds),
+        Some(Reply::Kinds { protocol, kinds }) if protocol == protocol::VERSION => {
+            match kinds.iter().find_map(StageKind::misnamed) {
+                Some(misnamed) => Err(silent(misnamed)),
+                None => Ok(kinds),
+            }
+        }
+        Some(Reply::Failed { message, .. }) => Err(silent(printable(&message))),
         Some(Reply::Kinds { protocol, .. }) => Err(PackError::Version { program: program.clone(), found: protocol }),
         _ => {
             let said = printable(said.trim());
-            Err(silent(if said.is_empty() { format!("it ended with {status}") } else { said }))
+            let unread = || text.lines().find_map(unread).map(|why| format!("its answer cannot be read: {why}"));
+            Err(silent(if said.is_empty() {
+                unread().unwrap_or_else(|| format!("it ended with {status}"))
+            } else {
+                said
+            }))
         }
     }
+}
+
+/// Why a line that may have been meant as an answer is none.
+fn unread(line: &str) -> Option<String> {
+    let error = serde_json::from_str::<Reply>(line).err()?;
+    (!line.trim().is_empty()).then(|| format!("{error}: {}", printable(&line.chars().take(120).collect::<String>())))
 }
 
 /// Best effort: a program in a folder that cannot be written is asked each time.
@@ -299,7 +316,7 @@ impl Pack {
             tell(&reply);
             match reply {
                 Reply::Done { .. } => result = Ok(()),
-                Reply::Failed { message } => result = Err(PackError::Failed { message: printable(&message) }),
+                Reply::Failed { message, .. } => result = Err(PackError::Failed { message: printable(&message) }),
                 _ => continue,
             }
             break;

@@ -5,7 +5,7 @@
 //! is `executor`, the built-in pack's half is `siteline-worker`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -151,12 +151,51 @@ pub enum Reply {
     Done {
         /// Where and with what it ran: library versions, device, threads. Recorded, never part of a key.
         environment: BTreeMap<String, String>,
+        /// The instance. A pack that says it is never believed of another one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instance: Option<String>,
     },
     /// The work could not be done.
     Failed {
         /// What went wrong, naming the file at fault.
         message: String,
+        /// The instance, as in [`Reply::Done`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instance: Option<String>,
     },
+}
+
+impl Reply {
+    /// Whether it ends the work on an instance.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::Done { .. } | Self::Failed { .. })
+    }
+}
+
+/// Names end up in instance names, folders and paths.
+pub(crate) fn is_name(text: &str) -> bool {
+    let good = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+    !text.is_empty() && !text.starts_with('.') && text.chars().all(good)
+}
+
+/// Whether a path stays in the folder that it is relative to; one that ends in `/` is a folder.
+pub(crate) fn stays_inside(path: &str) -> bool {
+    let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+    plain && !path.is_empty() && !path.chars().any(char::is_control)
+}
+
+impl StageKind {
+    /// What is wrong with its names, which come from a pack, if anything is.
+    pub(crate) fn misnamed(&self) -> Option<String> {
+        let inputs = self.inputs.iter().map(|input| ("an input", &input.name));
+        let sources = self.sources.iter().map(|source| ("a source", &source.name));
+        let all = [("a stage kind", &self.name)].into_iter().chain(inputs).chain(sources);
+        let bad = all.into_iter().find(|(_, name)| !is_name(name)).map(|(what, name)| {
+            format!("{name:?} cannot be the name of {what}: letters, digits, `-`, `_` and `.` can")
+        });
+        let outside = || self.outputs.iter().find(|output| !stays_inside(&output.path));
+        bad.or_else(|| outside().map(|output| format!("the output {:?} does not stay in its folder", output.path)))
+    }
 }
 
 /// A recipe: what a stage that `uses` it takes and makes.

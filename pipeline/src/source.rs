@@ -18,6 +18,9 @@ use crate::manifest::{Loaded, command, interpolate};
 use crate::protocol::{RunSource, SourceFile, SourceFrom, StageKind};
 
 mod imports;
+mod matching;
+
+use matching::{empty_hint, matches};
 
 /// Which source: where it is from, and what the manifest calls it.
 type SourceId = (&'static str, String, String);
@@ -198,7 +201,14 @@ impl<'a> Sources<'a> {
                 let message = format!("{} lies outside the project", path.display());
                 return Err(self.error(&place, message, Some("name a folder above it as the project's `root`".into())));
             };
-            files.push(self.file(path, role, &label.to_string_lossy(), &place)?);
+            let label = label.to_string_lossy();
+            if role == "file"
+                && let Some(output) = self.loaded.manifest.stages[stage].outputs.iter().find(|o| is_in(&label, o))
+            {
+                let message = format!("`{label}` is read and, as the output `{output}`, written by the same stage");
+                return Err(self.error(&place, message, Some("call the output otherwise".into())));
+            }
+            files.push(self.file(path, role, &label, &place)?);
         }
         self.store.keep_stamps().map_err(|e| self.error(&["stages", stage], e.to_string(), None))?;
         Ok(RunSource { name: which.to_owned(), settings: Value::Null, files })
@@ -384,51 +394,12 @@ pub(crate) fn climbs_out(path: &Path, root: &Path) -> Option<(String, String)> {
     })
 }
 
+/// Whether a file is an output or lies in one.
+fn is_in(file: &str, output: &str) -> bool {
+    let output = output.trim_end_matches('/');
+    file.strip_prefix(output).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 fn stem_of(path: &Path) -> String {
     path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// Files that match a pattern, sorted. A name without wildcards matches itself.
-fn matches(pattern: &Path) -> Result<Vec<PathBuf>, String> {
-    let text = pattern.to_string_lossy();
-    let mut found = Vec::new();
-    for entry in glob::glob(&text).map_err(|e| format!("`{text}` is no pattern: {e}"))? {
-        let path = entry.map_err(|e| format!("{}: {}", e.path().display(), e.error()))?;
-        // A link to nowhere is reported when it is read, not passed over.
-        if !path.is_dir() {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Why a pattern matches nothing: the first folder on the way that is not there.
-fn empty_hint(pattern: &Path) -> String {
-    let mut known = PathBuf::new();
-    for part in pattern.components() {
-        let text = part.as_os_str().to_string_lossy();
-        if text.contains(['*', '?', '[']) {
-            let endings: std::collections::BTreeSet<String> = std::fs::read_dir(&known)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .filter_map(|e| e.path().extension().map(|x| format!("*.{}", x.to_string_lossy())))
-                .collect();
-            let list: Vec<_> = endings.into_iter().collect();
-            return match list.is_empty() {
-                true if text == "**" => {
-                    format!("`**` is for folders; files in them are `{}`", pattern.join("*").display())
-                }
-                true => format!("the folder {} has no files with an ending", known.display()),
-                false => format!("the folder {} has {}", known.display(), list.join(", ")),
-            };
-        }
-        let next = known.join(part);
-        if !next.exists() {
-            return format!("{} does not exist", next.display());
-        }
-        known = next;
-    }
-    format!("{} is not a file", known.display())
 }

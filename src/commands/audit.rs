@@ -9,7 +9,7 @@ use serde::Serialize;
 use siteline_cache::Access;
 use siteline_pipeline::leakage::{self, Sides};
 use siteline_pipeline::plan::{Plan, Planner, State};
-use siteline_pipeline::protocol::{Identities, Purpose};
+use siteline_pipeline::protocol::{Identities, Purpose, SourceFrom};
 use siteline_pipeline::{NodeIndex, printable};
 
 use super::{Outcome, count};
@@ -40,6 +40,8 @@ pub struct Audited {
     leaking: usize,
     /// Scores of which that is not known yet.
     open: usize,
+    /// Scores of which it cannot be known, as nothing tells the images that they come from.
+    unknown: usize,
     /// Each of them.
     scores: Vec<Score>,
 }
@@ -107,15 +109,20 @@ impl Audit {
         }
         let of = |verdict: Verdict| scores.iter().filter(|score| score.verdict == verdict).count();
         let clean = of(Verdict::Clean) + of(Verdict::CleanButChosen);
-        let (in_domain, leaking, open) = (of(Verdict::InDomain), of(Verdict::Leaks), of(Verdict::Open));
-        let audited = Audited { clean, in_domain, leaking, open, scores };
+        let (in_domain, leaking) = (of(Verdict::InDomain), of(Verdict::Leaks));
+        let (open, unknown) = (of(Verdict::Open), of(Verdict::Unknown));
+        let audited = Audited { clean, in_domain, leaking, open, unknown, scores };
         if self.json {
-            println!("{}", printable::json(&audited, true));
+            outln!("{}", printable::json(&audited, true));
+        } else if audited.scores.is_empty() {
+            outln!("No stage scores a model: none reads one input of the role `model` and one of the role `scored`.");
         } else {
             audited.scores.iter().for_each(Score::show);
-            println!("\n{clean} clean, {in_domain} in-domain and marked so, {leaking} leaking, {open} open.");
+            outln!(
+                "\n{clean} clean, {in_domain} in-domain and marked so, {leaking} leaking, {open} open, {unknown} unknown."
+            );
         }
-        Ok(if leaking + open == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+        Ok(if leaking + open + unknown == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
     }
 }
 
@@ -126,6 +133,8 @@ struct Known {
     identities: HashMap<NodeIndex, Identities>,
     /// The instances that ingest images, whether they ran or not.
     sources: BTreeSet<NodeIndex>,
+    /// The instances that read data without telling which images those are.
+    blind: BTreeSet<NodeIndex>,
 }
 
 /// One side of a score, by its images.
@@ -135,7 +144,10 @@ struct Side {
     patients: BTreeSet<String>,
     pixels: BTreeSet<siteline_cache::Digest>,
     images: usize,
-    unknown: usize,
+    /// How many sources are not ingested yet.
+    open: usize,
+    /// Whether data came in that nothing is known of.
+    blind: bool,
 }
 
 impl Known {
@@ -144,9 +156,16 @@ impl Known {
             sites: leakage::sites(planner.loaded, &planner.graph),
             identities: HashMap::new(),
             sources: BTreeSet::new(),
+            blind: BTreeSet::new(),
         };
         let identifies =
             |node: &NodeIndex| planner.kind(*node).outputs.iter().any(|o| o.purpose == Purpose::Identities);
+        let reads_data = |node: &NodeIndex| {
+            let stage = &planner.loaded.manifest.stages[planner.graph.dag[*node].stage.as_ref()];
+            let is_site = planner.kind(*node).sources.iter().any(|source| source.from == SourceFrom::Site);
+            is_site || !stage.files.is_empty()
+        };
+        known.blind = planner.graph.dag.node_indices().filter(|n| reads_data(n) && !identifies(n)).collect();
         for node in planner.graph.dag.node_indices().filter(identifies) {
             known.sources.insert(node);
             if let State::Cached(record) = plan.state(node) {
@@ -165,8 +184,9 @@ impl Known {
                     side.patients.extend(known.samples.iter().map(|s| s.patient.clone()));
                     side.pixels.extend(known.samples.iter().map(|s| s.pixels));
                 }
-                None => side.unknown += usize::from(self.sources.contains(node)),
+                None => side.open += usize::from(self.sources.contains(node)),
             }
+            side.blind |= self.blind.contains(node);
         }
         side
     }
@@ -186,6 +206,8 @@ enum Verdict {
     Leaks,
     /// Not all sites are ingested.
     Open,
+    /// Nothing tells which images it comes from.
+    Unknown,
 }
 
 impl Verdict {
@@ -196,6 +218,7 @@ impl Verdict {
             Self::InDomain => "in-domain, as the manifest says",
             Self::Leaks => "LEAKS",
             Self::Open => "OPEN: not all sites are ingested yet",
+            Self::Unknown => "UNKNOWN: it comes from files that no `ingest` has told the images and patients of",
         }
     }
 }
@@ -208,7 +231,8 @@ impl Score {
             images: model.pixels.intersection(&test.pixels).count(),
         };
         let verdict = match in_common.sites + in_common.patients + in_common.images {
-            0 if model.unknown + test.unknown > 0 => Verdict::Open,
+            0 if model.open + test.open > 0 => Verdict::Open,
+            0 if model.blind || test.blind || test.images == 0 => Verdict::Unknown,
             0 if chosen_by_oracle => Verdict::CleanButChosen,
             0 => Verdict::Clean,
             _ if in_domain => Verdict::InDomain,
@@ -223,10 +247,10 @@ impl Score {
             let sites = side.sites.iter().cloned().collect::<Vec<_>>().join(", ");
             format!("{sites} ({}, {})", count(side.images, "image"), count(side.patients, "patient"))
         };
-        println!("{}: {}", self.instance, self.verdict.words());
-        println!("  trained on {}", of(&self.trained_on));
-        println!("  scored on  {}", of(&self.scored_on));
-        println!(
+        outln!("{}: {}", self.instance, self.verdict.words());
+        outln!("  trained on {}", of(&self.trained_on));
+        outln!("  scored on  {}", of(&self.scored_on));
+        outln!(
             "  in common  {}, {}, {}",
             count(self.in_common.sites, "site"),
             count(self.in_common.patients, "patient"),

@@ -46,19 +46,19 @@ impl CheckManifest {
         let sweep = match Sweep::load(common) {
             Err(CommandError::Manifest(errors)) if self.json => {
                 let remarks = errors.list.iter().map(Remark::error).collect();
-                println!("{}", printable::json(&Checked { remarks, ..Checked::default() }, true));
+                outln!("{}", printable::json(&Checked { remarks, ..Checked::default() }, true));
                 return Ok(ExitCode::from(2));
             }
             sweep => sweep?,
         };
         let warnings = lint::lint(&sweep.loaded, &sweep.graph);
         if self.json {
-            println!("{}", printable::json(&Checked::of(&sweep, &warnings), true));
+            outln!("{}", printable::json(&Checked::of(&sweep, &warnings), true));
         } else {
             diagnostic::warn(&warnings);
             let instances = count(sweep.graph.dag.node_count(), "instance");
             let stages = count(sweep.loaded.manifest.stages.len(), "stage");
-            println!("{}: {stages}, {instances}, {}", sweep.loaded.path.display(), count(warnings.len(), "warning"));
+            outln!("{}: {stages}, {instances}, {}", sweep.loaded.path.display(), count(warnings.len(), "warning"));
         }
         Ok(if self.strict && !warnings.is_empty() { ExitCode::from(1) } else { ExitCode::SUCCESS })
     }

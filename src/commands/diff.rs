@@ -152,7 +152,7 @@ impl Diff {
             }
         }
         if self.json {
-            println!("{}", printable::json(&found, true));
+            outln!("{}", printable::json(&found, true));
         } else {
             found.show();
         }
@@ -166,23 +166,21 @@ fn by_instance(store: &Store, run: &str) -> BTreeMap<String, InstanceOutcome> {
 
 impl Difference {
     fn show(&self) {
-        println!("before  {} ({}): {}", self.before.id, self.before.state, self.before.command);
-        println!("after   {} ({}): {}", self.after.id, self.after.state, self.after.command);
+        outln!("before  {} ({}): {}", self.before.id, self.before.state, self.before.command);
+        outln!("after   {} ({}): {}", self.after.id, self.after.state, self.after.command);
         let gone = self.gone.iter().map(|instance| (instance, format!("- {instance}")));
         let new = self.new.iter().map(|new| (&new.instance, format!("+ {}  {}", new.instance, new.outcome)));
         let changed = self.changed.iter().map(|changed| (&changed.instance, changed.text()));
         // By name, whichever way they differ.
         let mut lines: Vec<_> = gone.chain(new).chain(changed).collect();
         lines.sort();
-        lines.iter().for_each(|(_, line)| println!("{line}"));
-        println!("{} the same.", count(self.same, "instance"));
+        lines.iter().for_each(|(_, line)| outln!("{line}"));
+        outln!("{} the same.", count(self.same, "instance"));
         if !self.not_asked_for.is_empty() {
-            println!("{} that the later run was not asked for.", count(self.not_asked_for.len(), "instance"));
+            outln!("{} that the later run was not asked for.", count(self.not_asked_for.len(), "instance"));
         }
         if self.before_is_partial && !self.new.is_empty() {
-            println!(
-                "The earlier run was asked for a part of the sweep: what is new to it may have been there before."
-            );
+            outln!("The earlier run was asked for a part of the sweep: what is new to it may have been there before.");
         }
     }
 }

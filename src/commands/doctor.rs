@@ -84,7 +84,7 @@ impl Finding {
             Level::Note => "note",
             Level::Bad => "BAD",
         };
-        println!("{level:5} {:10} {}", self.what, self.text);
+        outln!("{level:5} {:10} {}", self.what, self.text);
     }
 }
 
@@ -128,7 +128,7 @@ impl Doctor {
             }
         }
         if self.json {
-            println!("{}", printable::json(&findings.list, true));
+            outln!("{}", printable::json(&findings.list, true));
         }
         let is_bad = findings.list.iter().any(|finding| finding.level == Level::Bad);
         Ok(if is_bad { ExitCode::from(1) } else { ExitCode::SUCCESS })

@@ -83,7 +83,7 @@ impl Gc {
         }
         let found = Superfluous::of(&plan, self.yes);
         if self.json {
-            println!("{}", printable::json(&found, true));
+            outln!("{}", printable::json(&found, true));
         } else {
             found.show();
         }
@@ -109,13 +109,13 @@ impl Superfluous {
 
     fn show(&self) {
         for run in &self.damaged_runs {
-            println!(
+            outln!(
                 "  {} cannot be read, so no result is removed; remove it if nobody needs what it tells",
                 run.display()
             );
         }
         for execution in &self.executions {
-            println!("  {}  {}", execution.key.short(), execution.instance);
+            outln!("  {}  {}", execution.key.short(), execution.instance);
         }
         let (executions, files) = (count(self.executions.len(), "execution"), count(self.files, "file"));
         let what = match self.folders {
@@ -124,9 +124,9 @@ impl Superfluous {
         };
         let what = format!("{what} ({:.1} MB)", self.bytes as f64 / 1e6);
         match self.removed {
-            true => println!("Removed {what}; {} kept.", count(self.kept, "execution")),
+            true => outln!("Removed {what}; {} kept.", count(self.kept, "execution")),
             false => {
-                println!("{what} would go, {} stay. `siteline gc --yes` removes them.", count(self.kept, "execution"));
+                outln!("{what} would go, {} stay. `siteline gc --yes` removes them.", count(self.kept, "execution"));
             }
         }
     }

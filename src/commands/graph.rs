@@ -58,15 +58,15 @@ impl Graph {
         let id = |name: &str| nodes.iter().position(|n| n == name).unwrap_or(0);
         match self.format {
             Format::Dot => {
-                println!("digraph siteline {{\n  rankdir=LR;\n  node [shape=box, style=rounded];");
-                nodes.iter().for_each(|node| println!("  {node:?};"));
-                edges.iter().for_each(|(from, to, input)| println!("  {from:?} -> {to:?} [label={input:?}];"));
-                println!("}}");
+                outln!("digraph siteline {{\n  rankdir=LR;\n  node [shape=box, style=rounded];");
+                nodes.iter().for_each(|node| outln!("  {node:?};"));
+                edges.iter().for_each(|(from, to, input)| outln!("  {from:?} -> {to:?} [label={input:?}];"));
+                outln!("}}");
             }
             Format::Mermaid => {
-                println!("flowchart LR");
-                nodes.iter().for_each(|node| println!("  n{}[\"{node}\"]", id(node)));
-                edges.iter().for_each(|(from, to, input)| println!("  n{} -->|{input}| n{}", id(from), id(to)));
+                outln!("flowchart LR");
+                nodes.iter().for_each(|node| outln!("  n{}[\"{node}\"]", id(node)));
+                edges.iter().for_each(|(from, to, input)| outln!("  n{} -->|{input}| n{}", id(from), id(to)));
             }
         }
         Ok(ExitCode::SUCCESS)

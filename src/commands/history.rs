@@ -102,12 +102,12 @@ impl History {
             }
         }
         if self.json {
-            println!("{}", printable::json(&all, true));
+            outln!("{}", printable::json(&all, true));
             return Ok(ExitCode::SUCCESS);
         }
         for (place, past) in all.iter().enumerate() {
             if all.len() > 1 {
-                println!("{}{}", if place > 0 { "\n" } else { "" }, past.instance);
+                outln!("{}{}", if place > 0 { "\n" } else { "" }, past.instance);
             }
             past.show();
         }
@@ -170,37 +170,37 @@ fn executions(project: &Project, instance: &str) -> Result<Vec<Execution>, Comma
 impl Past {
     fn show(&self) {
         for FailedIn { run, message } in &self.failures {
-            println!("failed in run {run}: {message}");
+            outln!("failed in run {run}: {message}");
         }
         for run in &self.again {
-            println!("executed once more in run {run}; the earlier result counts");
+            outln!("executed once more in run {run}; the earlier result counts");
         }
         match &self.result_of {
             Some((instance, run)) => {
                 let own = &self.instance;
                 if instance == own {
                     // Before the manifest was renamed, or the ledger does not tell.
-                    return println!("{own} has the result that was made in {run}.");
+                    return outln!("{own} has the result that was made in {run}.");
                 }
-                println!(
+                outln!(
                     "{own} never ran itself: it has the result of {instance}, which has the same key and ran in {run}."
                 );
             }
             None if self.executions.is_empty() && self.failures.is_empty() => {
-                println!("{} was never executed in this store.", self.instance);
+                outln!("{} was never executed in this store.", self.instance);
             }
             None => {}
         }
         for execution in &self.executions {
             let Execution { key, run, finished_ms, seconds, .. } = execution;
-            println!("{}  key {}  took {seconds:.1} s  in run {run}", time_of(*finished_ms), key.short());
+            outln!("{}  key {}  took {seconds:.1} s  in run {run}", time_of(*finished_ms), key.short());
             if execution.gone {
-                println!("  its record is gone");
+                outln!("  its record is gone");
             }
             for (metric, value) in &execution.metrics {
-                println!("  {metric} = {value}");
+                outln!("  {metric} = {value}");
             }
-            execution.changes.iter().for_each(|change| println!("  {change}"));
+            execution.changes.iter().for_each(|change| outln!("  {change}"));
         }
     }
 }

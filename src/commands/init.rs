@@ -61,13 +61,13 @@ impl Init {
             std::fs::write(&path, content).map_err(CommandError::file("write", &path))?;
         }
         phantoms::draw(&pack, &self.dir.join("sites.yaml"), &self.dir.join("data"), false)?;
-        println!("A project is in {}. What to try next:", self.dir.display());
+        outln!("A project is in {}. What to try next:", self.dir.display());
         if self.dir != Path::new(".") {
-            println!("  cd '{}'", self.dir.display());
+            outln!("  cd '{}'", self.dir.display());
         }
-        println!("  siteline plan     what would run");
-        println!("  siteline run      run it; tables and a report appear in results/");
-        println!("Then put your own sites into siteline.yaml.");
+        outln!("  siteline plan     what would run");
+        outln!("  siteline run      run it; tables and a report appear in results/");
+        outln!("Then put your own sites into siteline.yaml.");
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use siteline_cache::{Access, Hit, InstanceOutcome, RunRow};
+use siteline_cache::{Access, InstanceOutcome, RunRow};
 use siteline_pipeline::plan::State;
 use siteline_pipeline::printable::printable;
 
@@ -18,7 +18,7 @@ use crate::args::Common;
 use crate::diagnostic::CommandError;
 use crate::project::{Project, find_instances};
 
-/// Show the logs of the last executions of instances, failed ones included.
+/// Show the logs of instances as of their last run: of what failed, or of the execution that made the result.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  siteline log 'train[method=mcdrl,held_out=C,seed=0]'\n  siteline log 'train[held_out=C]'\n  siteline log --path table\n  siteline log -f 'train[method=erm,held_out=A,seed=0]'"
@@ -54,7 +54,7 @@ impl Log {
         for (place, node) in found.iter().enumerate() {
             let name = planner.graph.dag[*node].name.clone();
             if found.len() > 1 && !self.path {
-                println!("{}==> {name} <==", if place > 0 { "\n" } else { "" });
+                outln!("{}==> {name} <==", if place > 0 { "\n" } else { "" });
             }
             let mut last = logs.last(&name)?;
             if matches!(last, Last::Never) {
@@ -63,15 +63,15 @@ impl Log {
                     none => none.insert(planner.plan()?),
                 };
                 if let State::Cached(hit) = plan.state(*node) {
-                    last = logs.of_another(&name, hit);
+                    last = logs.of_another(&name, &hit.instance, &hit.run);
                 }
             }
             match last {
-                Last::Kept(path) if self.path => println!("{}", path.display()),
+                Last::Kept(path) if self.path => outln!("{}", path.display()),
                 Last::Kept(path) => show(&path)?,
                 // Where paths are asked for, nothing but paths goes to standard output.
                 Last::Told(words) if self.path => eprintln!("{words}"),
-                Last::Told(words) => println!("{words}"),
+                Last::Told(words) => outln!("{words}"),
                 Last::Never => never.push(name),
             }
         }
@@ -122,6 +122,11 @@ impl<'p> Logs<'p> {
             // What prints nothing has no log; what became of it is known all the same.
             let read = || store.outcomes(&run.id).into_iter().map(|o| (o.instance.clone(), o)).collect();
             let outcome = outcomes.get_or_init(read).get(name);
+            // What was there already may be older than what was executed last: the settings went back.
+            let found = outcome.filter(|outcome| outcome.outcome == "cached").and_then(|outcome| outcome.key);
+            if let Some(record) = found.and_then(|key| store.record(&key)) {
+                return Ok(self.of_another(name, &record.instance, &record.run));
+            }
             if let Some(outcome) = outcome.filter(|o| ["executed", "failed"].contains(&o.outcome.as_str())) {
                 let message = outcome.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
                 return Ok(Last::Told(format!(
@@ -140,17 +145,18 @@ impl<'p> Logs<'p> {
 
 impl Logs<'_> {
     /// What is left of the execution that made an instance's result under another name.
-    fn of_another(&self, name: &str, hit: &Hit) -> Last {
-        let path = self.project.store.run_folder(&hit.run).join(siteline_pipeline::run::log_name(&hit.instance));
-        let made = match hit.instance == name {
-            true => format!("`{name}` ran in {}", hit.run),
-            false => {
-                format!("`{name}` has the result of `{}`, which has the same key and ran in {}", hit.instance, hit.run)
-            }
+    fn of_another(&self, name: &str, made_by: &str, run: &str) -> Last {
+        let path = self.project.store.run_folder(run).join(siteline_pipeline::run::log_name(made_by));
+        let is_own = made_by == name;
+        let made = match is_own {
+            true => format!("`{name}` ran in {run}, and left no log there"),
+            false => format!("`{name}` has the result of `{made_by}`, which has the same key and ran in {run}"),
         };
         match path.exists() {
             true => {
-                eprintln!("{made}");
+                if !is_own {
+                    eprintln!("{made}");
+                }
                 Last::Kept(path)
             }
             false => Last::Told(made),

@@ -36,8 +36,8 @@ impl Phantoms {
     pub fn run(self, common: &Common) -> Outcome {
         let drawn = draw(&open_pack(common)?, &self.file, &self.out, self.force)?;
         match drawn {
-            0 => println!("All phantom sites are there already: {}", self.out.display()),
-            n => println!("{} drawn in {}", super::count(n, "phantom site"), self.out.display()),
+            0 => outln!("All phantom sites are there already: {}", self.out.display()),
+            n => outln!("{} drawn in {}", super::count(n, "phantom site"), self.out.display()),
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -43,24 +43,24 @@ impl Plan {
         planner.refuse_contaminated(&plan)?;
         if self.json {
             let json = PlanJson::of(&planner, &plan);
-            println!("{}", printable::json(&json, true));
+            outln!("{}", printable::json(&json, true));
             return Ok(ExitCode::SUCCESS);
         }
-        print!("{}", by_stage(&StageCount::of_all(&planner, &plan, None)));
+        out!("{}", by_stage(&StageCount::of_all(&planner, &plan, None)));
         for cost in SelectionCost::of(&planner) {
-            println!("\n{}", cost.line());
+            outln!("\n{}", cost.line());
         }
         if self.verbose {
-            println!();
+            outln!();
             for node in planner.graph.order.iter().filter(|n| planner.selected.contains(n)) {
-                println!("{}", line(&planner, &plan, *node));
+                outln!("{}", line(&planner, &plan, *node));
             }
         }
         let open = plan.open();
         std::mem::forget((planner, plan, project.graph.clone()));
         match open {
-            0 => println!("\nEverything is up to date."),
-            open => println!(
+            0 => outln!("\nEverything is up to date."),
+            open => outln!(
                 "\n{} to run. `siteline run` runs them; `siteline plan -v` says why each.",
                 count(open, "instance")
             ),

@@ -127,6 +127,12 @@ impl Run {
         }
         // The process is about to end: taking thousands of instances apart one by one would only keep its user waiting.
         std::mem::forget((planner, plan, project.graph.clone()));
+        if let Some(error) = reporter.unwritten().filter(|error| error.kind() != std::io::ErrorKind::BrokenPipe) {
+            return Err(CommandError::refused(
+                format!("events could not be written to standard output: {error}"),
+                None,
+            ));
+        }
         // What ran is in the store, whatever becomes of the files for reading.
         if let (Err(error), true) = (written, summary.is_complete()) {
             return Err(error);

@@ -75,7 +75,7 @@ impl Answer {
 impl Schema {
     pub fn run(self, common: &Common) -> Outcome {
         let show =
-            |value: serde_json::Value| println!("{}", serde_json::to_string_pretty(&value).expect("a schema is JSON"));
+            |value: serde_json::Value| outln!("{}", serde_json::to_string_pretty(&value).expect("a schema is JSON"));
         if let Some(answer) = self.json_of {
             show(answer.schema());
             return Ok(ExitCode::SUCCESS);
@@ -87,7 +87,7 @@ impl Schema {
         }
         let kinds = kinds(common)?;
         if self.kinds {
-            kinds.iter().for_each(|kind| println!("{:24} {}", kind.name, kind.summary));
+            kinds.iter().for_each(|kind| outln!("{:24} {}", kind.name, kind.summary));
             return Ok(ExitCode::SUCCESS);
         }
         let name = self.kind.unwrap_or_default();

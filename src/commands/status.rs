@@ -69,7 +69,7 @@ impl Status {
         };
         let standing = Standing::of(&project, &planner, &plan, shown.as_ref());
         if self.json {
-            println!("{}", printable::json(&standing, true));
+            outln!("{}", printable::json(&standing, true));
         } else {
             standing.show();
         }
@@ -112,19 +112,19 @@ impl Standing {
     }
 
     fn show(&self) {
-        print!("{}", plan::by_stage(&self.stages));
+        out!("{}", plan::by_stage(&self.stages));
         let Some(last) = &self.last else {
-            println!("\n`{}` was never run.", self.manifest);
-            self.of_others.iter().for_each(|others| println!("{others}"));
+            outln!("\n`{}` was never run.", self.manifest);
+            self.of_others.iter().for_each(|others| outln!("{others}"));
             return;
         };
-        println!("\nLast of {}: {} ({}): {}", count(self.runs, "run"), last.id, last.state, last.command);
-        show_first(&self.at_work, |instance| println!("  at work {instance}"));
+        outln!("\nLast of {}: {} ({}): {}", count(self.runs, "run"), last.id, last.state, last.command);
+        show_first(&self.at_work, |instance| outln!("  at work {instance}"));
         show_first(&self.failed, |Failed { instance, message }| {
-            println!("  failed  {instance}: {}", message.as_deref().unwrap_or("no word why"));
+            outln!("  failed  {instance}: {}", message.as_deref().unwrap_or("no word why"));
         });
         if let Some(table) = &self.table {
-            println!("\n{}", table.text().trim_end());
+            outln!("\n{}", table.text().trim_end());
         }
     }
 }
@@ -134,6 +134,6 @@ fn show_first<T>(all: &[T], show: impl Fn(&T)) {
     const MOST: usize = 10;
     all.iter().take(MOST).for_each(show);
     if all.len() > MOST {
-        println!("  and {} more", all.len() - MOST);
+        outln!("  and {} more", all.len() - MOST);
     }
 }

@@ -55,7 +55,7 @@ impl Table {
             Format::Csv => "table.csv",
             Format::Tex => "table.tex",
         };
-        print!("{}", String::from_utf8_lossy(&table.read(&project.store, file)?));
+        out!("{}", String::from_utf8_lossy(&table.read(&project.store, file)?));
         let others: Vec<&str> =
             tables.iter().map(|other| other.stage.as_str()).filter(|other| *other != table.stage).collect();
         if !others.is_empty() && self.stage.is_none() {

@@ -96,8 +96,8 @@ impl Trace {
             }
         }
         match all.as_slice() {
-            [one] if self.json => println!("{}", printable::json(one, true)),
-            several if self.json => println!("{}", printable::json(&several, true)),
+            [one] if self.json => outln!("{}", printable::json(one, true)),
+            several if self.json => outln!("{}", printable::json(&several, true)),
             all => show(all, self.verbose),
         }
         Ok(ExitCode::SUCCESS)
@@ -167,10 +167,10 @@ fn show(all: &[Traced], verbose: bool) {
         match traced {
             Traced::Number { cell, table, scores } => {
                 let address: Vec<_> = table.address.iter().map(|(axis, value)| format!("{axis}={value}")).collect();
-                println!("{} {}  {}", cell.metric, cell.text, address.join(", "));
-                println!("  {} of {}, in {}", count(cell.runs, "run"), count(cell.images, "image"), table.instance);
+                outln!("{} {}  {}", cell.metric, cell.text, address.join(", "));
+                outln!("  {} of {}, in {}", count(cell.runs, "run"), count(cell.images, "image"), table.instance);
                 let digest = table.digest.as_deref().and_then(|digest| digest.get(..12)).unwrap_or("–");
-                println!("  table {digest}  key {}", &table.key[..12]);
+                outln!("  table {digest}  key {}", &table.key[..12]);
                 for (index, lineage) in scores.iter().enumerate() {
                     tree.show("scores", lineage, "", index + 1 == scores.len());
                 }
@@ -237,11 +237,11 @@ struct Tree {
 impl Tree {
     fn show(&mut self, input: &str, lineage: &Lineage, indent: &str, last: bool) {
         let (branch, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
-        println!("{indent}{branch}{input}: {}  key {}", lineage.instance, lineage.key.short());
+        outln!("{indent}{branch}{input}: {}  key {}", lineage.instance, lineage.key.short());
         self.shown.insert(lineage.key, lineage.instance.clone());
         let indent = format!("{indent}{below}");
         for line in self.facts(lineage) {
-            println!("{indent}│  {}", printable::on_one_line(&line));
+            outln!("{indent}│  {}", printable::on_one_line(&line));
         }
         let count = lineage.inputs.len();
         for (index, fact) in lineage.inputs.iter().enumerate() {
@@ -252,7 +252,7 @@ impl Tree {
                 }
                 _ => {
                     let name = self.shown.get(&fact.key).map_or("an execution that is gone", String::as_str);
-                    println!(
+                    outln!(
                         "{indent}{}{}: {name}  key {} (shown above)",
                         if last { "└─ " } else { "├─ " },
                         fact.input,

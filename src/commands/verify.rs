@@ -74,7 +74,7 @@ impl Verify {
         let rebuilt_from = self.rebuild.then(|| store.rebuild_ledger()).transpose()?;
         let found = Verification::of(store.verify()?, rebuilt_from);
         if self.json {
-            println!("{}", printable::json(&found, true));
+            outln!("{}", printable::json(&found, true));
         } else {
             found.show();
         }
@@ -106,19 +106,19 @@ impl Verification {
 
     fn show(&self) {
         if let Some(records) = self.rebuilt_from {
-            println!("The ledger was made anew from {}.", count(records, "record"));
+            outln!("The ledger was made anew from {}.", count(records, "record"));
         }
         for object in &self.damaged {
-            println!("damaged {}: {}", object.digest.short(), object.problem);
-            println!("  made by {}", object.made_by.join(", "));
+            outln!("damaged {}: {}", object.digest.short(), object.problem);
+            outln!("  made by {}", object.made_by.join(", "));
             if let Some(path) = &object.set_aside {
-                println!("  set aside as {}", path.display());
+                outln!("  set aside as {}", path.display());
             }
         }
         let hold = if self.whole == 1 { "holds" } else { "hold" };
-        println!("{} {hold} ({:.1} MB).", count(self.whole, "object"), self.bytes as f64 / 1e6);
+        outln!("{} {hold} ({:.1} MB).", count(self.whole, "object"), self.bytes as f64 / 1e6);
         if self.unnamed > 0 {
-            println!(
+            outln!(
                 "{} that no record names: a run was killed before it wrote the record, a stage that ran again made other bytes, or records are lost; `siteline gc` removes what nothing needs",
                 count(self.unnamed, "object")
             );
@@ -126,13 +126,16 @@ impl Verification {
         for instance in &self.damaged_records {
             match instance {
                 Some(instance) => {
-                    println!("the record of {instance} is damaged; `siteline run --from '{instance}'` makes it anew");
+                    outln!("the record of {instance} is damaged; `siteline run --from '{instance}'` makes it anew");
                 }
-                None => println!("a record is damaged; what it told of runs again"),
+                None => outln!("a record is damaged; what it told of runs again"),
             }
         }
         if !self.is_whole() {
-            println!("{} damaged; `siteline run` makes anew what is needed.", count(self.damaged.len(), "object"));
+            outln!(
+                "{} damaged; `siteline run` makes anew what is needed, `siteline gc` forgets what nothing needs.",
+                count(self.damaged.len(), "object")
+            );
         }
     }
 }

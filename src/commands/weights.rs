@@ -218,9 +218,9 @@ impl List {
         for (name, repository, about) in hub::KNOWN {
             let target = folder.join(format!("{name}.safetensors"));
             let state = if target.exists() { "here" } else { "" };
-            println!("{name:<10} {state:<5} {about:<52} {repository}");
+            outln!("{name:<10} {state:<5} {about:<52} {repository}");
         }
-        println!(
+        outln!(
             "\nThey are OpenAI's weights as timm publishes them. `siteline weights fetch NAME` brings one to {}.",
             folder.display()
         );
@@ -321,8 +321,8 @@ impl Shelf {
             }
             None => format!("ViT of {} blocks, {} pixels a patch", about["vision_layers"], about["patch_size"]),
         };
-        println!("{}: {tower}, {} pixels, {} dimensions", target.display(), about["image_size"], about["embed_dim"]);
-        println!("  {}", origin.words());
+        outln!("{}: {tower}, {} pixels, {} dimensions", target.display(), about["image_size"], about["embed_dim"]);
+        outln!("  {}", origin.words());
         let name = target.file_stem().unwrap_or_default().to_string_lossy();
         let path = target.strip_prefix(&self.root).unwrap_or(target).to_string_lossy();
         let is_openais = match &origin.from {
@@ -330,14 +330,14 @@ impl Shelf {
             From::File { .. } => origin.known_as.is_some(),
         };
         if is_openais {
-            println!("In a manifest: `backbones: {{{}: {{weights: {}}}}}`", as_yaml(&name), as_yaml(&path));
+            outln!("In a manifest: `backbones: {{{}: {{weights: {}}}}}`", as_yaml(&name), as_yaml(&path));
         } else {
-            println!(
+            outln!(
                 "In a manifest: `backbones: {{{}: {{weights: {}, activation: ...}}}}`",
                 as_yaml(&name),
                 as_yaml(&path)
             );
-            println!(
+            outln!(
                 "  `activation` is what no file of weights says: `quick-gelu` for OpenAI's own, `gelu` for most others' trainings."
             );
         }
@@ -372,7 +372,7 @@ fn is_there(target: &Path, pinned: &Origin) -> Outcome {
             format!("remove it and fetch it again; remove {} as well to drop the pin", record.display()),
         ));
     }
-    println!("{} is there: {}", target.display(), pinned.words());
+    outln!("{} is there: {}", target.display(), pinned.words());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -66,11 +66,11 @@ impl Why {
             explanation.failed = outcomes.and_then(|of| of.failures.into_iter().next());
             match self.json {
                 true => all.push(explanation),
-                false => println!("{}", explanation.text(most)),
+                false => outln!("{}", explanation.text(most)),
             }
         }
         if self.json {
-            println!("{}", printable::json(&all, true));
+            outln!("{}", printable::json(&all, true));
         }
         Ok(ExitCode::SUCCESS)
     }

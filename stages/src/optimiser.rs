@@ -7,6 +7,8 @@ use tch::{Kind, Tensor, nn};
 
 use crate::checkpoint::Tensors;
 
+mod fused;
+
 /// Decay rates of the two moments.
 const BETAS: (f64, f64) = (0.9, 0.999);
 /// Added to the denominator.
@@ -22,6 +24,18 @@ struct Variable {
     steps: i32,
     /// Its value before SAM's climb.
     before: Option<Tensor>,
+    /// Of the loss that was differentiated last, where it depends on this variable.
+    gradient: Option<Tensor>,
+}
+
+/// What an update does to every number of a variable.
+struct Change {
+    /// What gradients are multiplied by.
+    scale: Option<Tensor>,
+    lr: f64,
+    weight_decay: f64,
+    /// How far the moments are from their expectation, as they began at zero.
+    bias: (f64, f64),
 }
 
 /// Variables that take no part in an update. They do again when this is dropped.
@@ -49,6 +63,7 @@ impl AdamW {
             second: value.zeros_like().detach(),
             steps: 0,
             before: None,
+            gradient: None,
             name,
             value,
         };
@@ -70,8 +85,16 @@ impl AdamW {
     }
 
     fn differentiate(&mut self, loss: &Tensor) {
-        self.variables.iter_mut().for_each(|variable| variable.value.zero_grad());
-        loss.backward();
+        let mut moved: Vec<&mut Variable> = self.variables.iter_mut().filter(|v| v.value.requires_grad()).collect();
+        if moved.is_empty() {
+            return;
+        }
+        // Handed over as they are made: nothing is zeroed before and added to.
+        let values: Vec<&Tensor> = moved.iter().map(|variable| &variable.value).collect();
+        let gradients = Tensor::run_backward(&[loss], &values, false, false);
+        for (variable, gradient) in moved.iter_mut().zip(gradients) {
+            variable.gradient = gradient.defined().then(|| laid_out_as(&variable.value, gradient));
+        }
     }
 
     /// SAM's first half (Foret et al., ICLR 2021, equation 2): goes up the gradient of `loss` by the distance `rho`.
@@ -80,9 +103,8 @@ impl AdamW {
         tch::no_grad(|| {
             let Some(norm) = self.gradient_norm(&|_| 1.0) else { return };
             for variable in &mut self.variables {
-                let gradient = variable.value.grad();
                 variable.before = Some(variable.value.copy());
-                if gradient.defined() {
+                if let Some(gradient) = variable.gradient.take() {
                     let _ = variable.value.g_add_(&(gradient * (rho / (&norm + 1e-12))));
                 }
             }
@@ -106,24 +128,19 @@ impl AdamW {
         tch::no_grad(|| {
             let scale = self.clip_factor(clip_norm, factor);
             for variable in &mut self.variables {
-                let mut gradient = variable.value.grad();
+                let Some(gradient) = variable.gradient.take() else { continue };
                 let lr = lr * factor(&variable.name);
-                if !gradient.defined() || factor(&variable.name) == 0.0 {
+                if factor(&variable.name) == 0.0 {
                     continue;
                 }
                 variable.steps += 1;
-                let (bias1, bias2) = (1.0 - BETAS.0.powi(variable.steps), 1.0 - BETAS.1.powi(variable.steps));
-                // In place wherever it can be: what a step costs here is the memory that it goes through.
-                if let Some(scale) = &scale {
-                    let _ = gradient.g_mul_(scale);
+                let bias = (1.0 - BETAS.0.powi(variable.steps), 1.0 - BETAS.1.powi(variable.steps));
+                let scale = scale.as_ref().map(Tensor::shallow_clone);
+                let change = Change { scale, lr, weight_decay: self.weight_decay, bias };
+                let Variable { value, first, second, .. } = variable;
+                if !fused::step(value, first, second, &gradient, &change) {
+                    step_by_step(value, first, second, &gradient, &change);
                 }
-                let _ = variable.first.g_mul_scalar_(BETAS.0).g_add_(&(&gradient * (1.0 - BETAS.0)));
-                let squares = gradient.square_().g_mul_scalar_(1.0 - BETAS.1);
-                let _ = variable.second.g_mul_scalar_(BETAS.1).g_add_(&squares);
-                let denominator = variable.second.sqrt().g_div_scalar_(bias2.sqrt()).g_add_scalar_(EPS);
-                let _ = variable.value.g_mul_scalar_(1.0 - lr * self.weight_decay);
-                let change = (&variable.first / denominator).g_mul_scalar_(lr / bias1);
-                let _ = variable.value.g_sub_(&change);
             }
         });
     }
@@ -140,8 +157,7 @@ impl AdamW {
     fn gradient_norm(&self, factor: &dyn Fn(&str) -> f64) -> Option<Tensor> {
         let moved = self.variables.iter().filter(|variable| factor(&variable.name) != 0.0);
         let squares: Vec<Tensor> = moved
-            .map(|variable| variable.value.grad())
-            .filter(Tensor::defined)
+            .filter_map(|variable| variable.gradient.as_ref())
             .map(|gradient| gradient.square().sum(Kind::Float))
             .collect();
         (!squares.is_empty()).then(|| Tensor::stack(&squares, 0).sum(Kind::Float).sqrt())
@@ -167,10 +183,35 @@ impl AdamW {
         };
         let Some(found) = self.variables.iter().map(of).collect::<Option<Vec<_>>>() else { return false };
         for (variable, (first, second, steps)) in self.variables.iter_mut().zip(found) {
-            (variable.first, variable.second, variable.steps) = (first, second, steps);
+            (variable.first, variable.second) =
+                (laid_out_as(&variable.value, first), laid_out_as(&variable.value, second));
+            variable.steps = steps;
         }
         true
     }
+}
+
+/// A tensor that lies in memory as another does, which is of the same shape.
+fn laid_out_as(other: &Tensor, tensor: Tensor) -> Tensor {
+    if tensor.stride() == other.stride() {
+        return tensor;
+    }
+    let mut copy = other.detach().empty_like();
+    copy.copy_(&tensor);
+    copy
+}
+
+/// Moves a variable and its moments along its gradient, an operation at a time.
+fn step_by_step(value: &mut Tensor, first: &mut Tensor, second: &mut Tensor, gradient: &Tensor, change: &Change) {
+    let gradient = change.scale.as_ref().map_or_else(|| gradient.shallow_clone(), |scale| gradient * scale);
+    // In place wherever it can be: what a step costs here is the memory that it goes through.
+    let _ = first.g_mul_scalar_(BETAS.0).g_add_(&(&gradient * (1.0 - BETAS.0)));
+    let squares = gradient.square().g_mul_scalar_(1.0 - BETAS.1);
+    let _ = second.g_mul_scalar_(BETAS.1).g_add_(&squares);
+    let denominator = second.sqrt().g_div_scalar_(change.bias.1.sqrt()).g_add_scalar_(EPS);
+    let _ = value.g_mul_scalar_(1.0 - change.lr * change.weight_decay);
+    let moved = (&*first / denominator).g_mul_scalar_(change.lr / change.bias.0);
+    let _ = value.g_sub_(&moved);
 }
 
 #[cfg(test)]

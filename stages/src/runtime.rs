@@ -36,7 +36,8 @@ pub fn keep_memory() {
     // SAFETY: settings of the allocator; one that it does not know changes nothing.
     #[expect(unsafe_code, reason = "settings of glibc's allocator")]
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        // The largest tensors too, which would otherwise be mapped anew each time whatever the threshold.
+        libc::mallopt(libc::M_MMAP_MAX, 0);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }

@@ -42,7 +42,7 @@ pub(super) fn listen(
             match serde_json::from_str::<Reply>(&text) {
                 Ok(reply) => {
                     // The instance ends here, and a line that it did not end is its own all the same.
-                    if matches!(reply, Reply::Done { .. } | Reply::Failed { .. }) && !err.begun.is_empty() {
+                    if reply.is_last() && !err.begun.is_empty() {
                         heard.push(line(err.line()));
                     }
                     heard.push((Heard::Reply(Box::new(reply)), bytes));

@@ -1,14 +1,17 @@
 //! The private working directory of a command: inputs as links, parameters as a file, outputs taken from declared places only.
 //!
 //! ```text
-//! inputs/NAME/FILE                    what the instance reads by NAME
-//! inputs/NAME/AXIS=VALUE,.../FILE     the same where several are gathered
-//! params.json                         `with`, after substitution
-//! PATH/OF/SCRIPT, PATH/OF/DATA        the project's files that the stage lists
+//! dir/                                    where it runs
+//! dir/inputs/NAME                         a link to the folder of what the instance reads by NAME, whoever else reads it
+//! dir/inputs/NAME/FILE                    its files
+//! dir/inputs/NAME/AXIS=VALUE,.../FILE     the same where several are gathered
+//! dir/params.json                         `with`, after substitution
+//! dir/PATH/OF/SCRIPT, dir/PATH/OF/DATA    the project's files that the stage lists
+//! inputs/NAME                             the folder that is linked to, where few read the same
 //! ```
 //!
-//! Thousands of instances read the same artifacts: the folder of links to an artifact's objects is made once in a run (a
-//! [`View`]) and linked to. File systems are slow at making and removing inodes, folders most of all: a directory is used again
+//! Thousands of instances read the same artifacts: a folder of links to their objects is made once in a run (a [`View`]) for all
+//! that find the same in it. File systems are slow at making and removing inodes, folders most of all: a directory is used again
 //! for an instance that finds the same folders, emptied of everything else. One with many folders, such as a table's, waits in
 //! the store for the next run of its instance.
 
@@ -67,13 +70,15 @@ impl Input {
     }
 }
 
+/// Whether so many read the same that it is worth a view.
+fn is_viewed(group: &[Input]) -> bool {
+    group.iter().all(|input| input.shared)
+}
+
 /// Whether an input is one artifact, whose files lie right in the input's folder.
 fn is_one(group: &[Input]) -> bool {
     matches!(group, [one] if one.gathered.is_none())
 }
-
-/// A view as it stands in the `inputs` of a working directory.
-const IN_INPUTS: usize = 2;
 
 /// More than one step of the clock that file systems stamp with.
 const CLOCK_STEP: Duration = Duration::from_millis(20);
@@ -87,29 +92,32 @@ impl Layout {
         self.inputs.chunk_by(|one, next| one.name == next.name)
     }
 
-    /// The folders that a command finds. Where many read the same, a view stands in place of an input's folder.
+    /// The folders that a command finds. Where many read the same, an input's folder is a view.
     fn folders(&self) -> Folders {
-        let mut folders = Folders::new();
+        let mut folders = Folders::from([DIR.to_owned()]);
         for group in self.groups() {
-            folders.insert(INPUTS.to_owned());
+            folders.insert(format!("{DIR}/{INPUTS}"));
+            if is_viewed(group) {
+                continue;
+            }
             let place = format!("{INPUTS}/{}", group[0].name);
-            let apart: Vec<&Input> = group.iter().filter(|input| !input.shared).collect();
             if !is_one(group) {
-                folders.extend(apart.iter().map(|input| format!("{place}/{}", input.shown_as())));
+                folders.extend(group.iter().map(|input| format!("{place}/{}", input.shown_as())));
             }
-            if !apart.is_empty() {
-                folders.insert(place);
-            }
+            folders.extend([INPUTS.to_owned(), place]);
         }
         let data = self.code.iter().chain(&self.files).map(|(name, _)| name);
         // A folder is there already, and so is the folder of a file: `>results/a.txt` just works.
         for path in data.chain(&self.outputs) {
-            folders.extend(path.match_indices('/').map(|(end, _)| path[..end].to_owned()));
+            folders.extend(path.match_indices('/').map(|(end, _)| format!("{DIR}/{}", &path[..end])));
         }
         folders
     }
 }
 
+/// Where the command runs.
+const DIR: &str = "dir";
+/// There the links, and beside it the folders that they lead to: outside of what a command in a sandbox may write to.
 const INPUTS: &str = "inputs";
 /// From so many folders on a directory is not made and removed lightly.
 const MANY: usize = 64;
@@ -127,12 +135,17 @@ pub(crate) struct Workshop {
     /// Directories to use again, with the folders in them, longest unused first.
     free: Mutex<VecDeque<(Folders, PathBuf)>>,
     views: Mutex<HashMap<ViewId, Arc<View>>>,
+    /// For each input's name a symbolic link as a command finds it where few read the same: a hard link to it costs no inode.
+    own_links: Mutex<HashMap<String, PathBuf>>,
 }
 
 /// A working directory in use, and the views that it shows.
 #[derive(Debug)]
 pub(crate) struct WorkDir {
+    /// Where the command runs.
     pub(crate) path: PathBuf,
+    /// The folder around it.
+    base: PathBuf,
     instance: String,
     folders: Folders,
     views: Vec<Arc<View>>,
@@ -146,7 +159,15 @@ impl Workshop {
         let probe = folder.path().join("probe");
         let mode = fs::create_dir(&probe).and_then(|()| fs::metadata(&probe)).map(|meta| meta.mode());
         let (root, mode) = Root::open(folder).and_then(|root| Ok((root, mode?))).map_err(unusable)?;
-        Ok(Self { store, root, mode, made: AtomicUsize::new(0), free: Mutex::default(), views: Mutex::default() })
+        Ok(Self {
+            store,
+            root,
+            mode,
+            made: AtomicUsize::new(0),
+            free: Mutex::default(),
+            views: Mutex::default(),
+            own_links: Mutex::default(),
+        })
     }
 
     /// The folder that holds all views.
@@ -208,8 +229,9 @@ impl Workshop {
     /// A directory with everything that a command finds.
     pub(crate) fn set_up(&self, layout: &Layout) -> io::Result<WorkDir> {
         let folders = layout.folders();
-        let path = self.with_folders(&layout.instance, &folders)?;
-        let mut dir = WorkDir { path, instance: layout.instance.clone(), folders, views: Vec::new() };
+        let base = self.with_folders(&layout.instance, &folders)?;
+        let path = base.join(DIR);
+        let mut dir = WorkDir { path, base, instance: layout.instance.clone(), folders, views: Vec::new() };
         self.link_inputs(&mut dir, layout)?;
         // Code first: what is listed as data as well is there already, and copying onto a link would write to the project.
         for (name, file) in &layout.code {
@@ -231,60 +253,55 @@ impl Workshop {
     }
 
     fn link_inputs(&self, dir: &mut WorkDir, layout: &Layout) -> io::Result<()> {
-        let inputs = dir.path.join(INPUTS);
         for group in layout.groups() {
-            let place = inputs.join(&group[0].name);
-            // What few read needs no view.
-            if group.iter().all(|input| input.shared) {
+            let name = &group[0].name;
+            let place = dir.path.join(INPUTS).join(name);
+            if is_viewed(group) {
                 let view = self.view(group)?;
-                view.show(&place, IN_INPUTS)?;
+                view.show(&place)?;
                 dir.views.push(view);
-            } else if is_one(group) {
-                self.link_files(&group[0].files, &place)?;
-            } else {
-                dir.views.extend(self.link_several(group, &place)?);
+                continue;
             }
+            let own = dir.base.join(INPUTS).join(name);
+            match is_one(group) {
+                true => drop(self.link_files(&group[0].files, &own)?),
+                // A table reads thousands.
+                false => group
+                    .par_iter()
+                    .with_min_len(16)
+                    .try_for_each(|input| self.link_files(&input.files, &own.join(input.shown_as())).map(|_| ()))?,
+            }
+            fs::hard_link(self.own_link(name)?, place)?;
         }
         Ok(())
     }
 
+    fn own_link(&self, name: &str) -> io::Result<PathBuf> {
+        let mut links = self.own_links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get(name) {
+            return Ok(link.clone());
+        }
+        let link = self.root.path().join(format!("own{}", links.len()));
+        symlink(Path::new("../..").join(INPUTS).join(name), &link)?;
+        links.insert(name.to_owned(), link.clone());
+        Ok(link)
+    }
+
     /// The view of what is read by one input.
     fn view(&self, group: &[Input]) -> io::Result<Arc<View>> {
-        if is_one(group) {
-            return self.artifact(&group[0]);
-        }
         let id = |input: &Input| (input.gathered.clone().unwrap_or_default(), input.key);
         self.known(group.iter().map(id).collect(), || {
-            let path = self.fresh("several")?;
-            let parts = self.link_several(group, &path)?;
-            self.root.seal(path, Vec::new(), parts)
-        })
-    }
-
-    /// Links to what is read by one input: to the view of what many read, and to the files of the rest, whose folders are
-    /// there. Returns the views.
-    fn link_several(&self, group: &[Input], path: &Path) -> io::Result<Vec<Arc<View>>> {
-        let depth = path.components().count() - self.root().components().count();
-        let show = |input: &Input| -> io::Result<Option<Arc<View>>> {
-            let place = path.join(input.shown_as());
-            if !input.shared {
-                return self.link_files(&input.files, &place).map(|_| None);
-            }
-            let part = self.artifact(input)?;
-            part.show(&place, depth)?;
-            Ok(Some(part))
-        };
-        // A table reads thousands.
-        let shown: Vec<_> = group.par_iter().with_min_len(16).map(show).collect::<io::Result<_>>()?;
-        Ok(shown.into_iter().flatten().collect())
-    }
-
-    /// The view of one artifact.
-    fn artifact(&self, input: &Input) -> io::Result<Arc<View>> {
-        self.known(vec![("artifact".to_owned(), input.key)], || {
             let path = self.fresh("view")?;
-            let folders = self.link_files(&input.files, &path)?;
-            self.root.seal(path, folders, Vec::new())
+            let mut folders = Vec::new();
+            for input in group {
+                let place = if is_one(group) { path.clone() } else { path.join(input.shown_as()) };
+                if !is_one(group) {
+                    fs::create_dir(&place)?;
+                    folders.push(place.clone());
+                }
+                folders.extend(self.link_files(&input.files, &place)?);
+            }
+            self.root.seal(path, folders)
         })
     }
 
@@ -320,14 +337,17 @@ impl Workshop {
         if !dir.views.iter().all(|view| view.is_untouched(&self.root, started)) {
             // Whoever reads the same next gets views of its own.
             self.views.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            return Some("it wrote into its `inputs`, which others read".to_owned());
+            return Some(
+                "its `inputs` were written to while it ran, by itself or by another command that reads the same"
+                    .to_owned(),
+            );
         }
         let objects = layout.inputs.iter().flat_map(|input| &input.files);
         objects.into_iter().find_map(|file| {
             let untouched = self.store.object_modified(&file.digest).is_ok_and(|time| time + CLOCK_STEP < started);
             let damaged = !untouched && self.store.check_object(&file.digest).map_or(true, |checked| checked.is_err());
             damaged.then(|| {
-                format!("it wrote to its input `{}`, which is set aside and made anew when it is next needed: a command writes to its own directory alone", file.path)
+                format!("its input `{}` was written to while it ran, by itself or by another command that reads it; it is set aside and made anew when it is next needed: a command writes to its own directory alone", file.path)
             })
         })
     }
@@ -336,13 +356,13 @@ impl Workshop {
     pub(crate) fn clear(&self, dir: WorkDir) {
         /// Where each instance finds other folders, directories would pile up.
         const MOST: usize = 64;
-        let emptied = self.empty(&dir.path, &dir.folders).is_ok_and(|all| all);
+        let emptied = self.empty(&dir.base, &dir.folders).is_ok_and(|all| all);
         let surplus = match (emptied, dir.folders.len()) {
-            (false, _) => Some(dir.path),
-            (true, MANY..) => self.leave_idle(&dir).err().map(|_| dir.path),
+            (false, _) => Some(dir.base),
+            (true, MANY..) => self.leave_idle(&dir).err().map(|_| dir.base),
             (true, _) => {
                 let mut free = self.free();
-                free.push_back((dir.folders, dir.path));
+                free.push_back((dir.folders, dir.base));
                 (free.len() > MOST).then(|| free.pop_front()).flatten().map(|(_, path)| path)
             }
         };
@@ -390,7 +410,7 @@ impl Workshop {
         if fs::read_dir(all)?.take(MOST).count() == MOST {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        fs::rename(&dir.path, idle)
+        fs::rename(&dir.base, idle)
     }
 }
 

@@ -21,6 +21,9 @@ struct Worker {
     requests: Sender<String>,
     command: Vec<String>,
     gpus: Vec<String>,
+    /// How many requests it was handed, and how many last words it has said.
+    asked: usize,
+    answered: Arc<AtomicUsize>,
 }
 
 /// The workers of a run.
@@ -57,8 +60,16 @@ impl Workers {
             self.idle.iter().position(|worker| worker.command == command && worker.gpus == request.gpus)
         {
             let mut worker = self.idle.swap_remove(place);
+            let says_too_much = worker.answered.load(Ordering::SeqCst) > worker.asked;
+            if says_too_much {
+                tracing::warn!("`{}` answered more often than it was asked, and was ended", command.join(" "));
+            }
+            worker.asked += 1;
             // One that died while idle is passed over; its end is reported under its own number.
-            if matches!(worker.child.try_wait(), Ok(None)) && worker.requests.send(line.clone()).is_ok() {
+            if !says_too_much
+                && matches!(worker.child.try_wait(), Ok(None))
+                && worker.requests.send(line.clone()).is_ok()
+            {
                 let number = worker.number;
                 self.busy.push(worker);
                 return Ok(number);
@@ -66,7 +77,8 @@ impl Workers {
             processes::kill_group(worker.child.id());
             let _ = worker.child.wait();
         }
-        let worker = self.start(command, &request.gpus)?;
+        let mut worker = self.start(command, &request.gpus)?;
+        worker.asked += 1;
         // A worker that has ended already is reported as ended.
         let _ = worker.requests.send(line);
         let number = worker.number;
@@ -111,10 +123,15 @@ impl Workers {
         };
         // Dropped when both streams have been read to their ends.
         let (reading, read) = channel::<()>();
+        let answered: Arc<AtomicUsize> = Arc::default();
+        let answers = answered.clone();
         thread::spawn(move || {
             let take = |heard, bytes| {
                 let message = match heard {
-                    Heard::Reply(reply) => Message::Reply(number, *reply, bytes),
+                    Heard::Reply(reply) => {
+                        answers.fetch_add(usize::from(reply.is_last()), Ordering::SeqCst);
+                        Message::Reply(number, *reply, bytes)
+                    }
                     Heard::Line(line) => Message::Line(number, line),
                 };
                 say(bytes, message)
@@ -130,7 +147,7 @@ impl Workers {
             let _ = read.recv_timeout(LAST_WORDS);
             let _ = outputs.send(Message::Ended(number));
         });
-        Ok(Worker { number, child, requests, command: words.to_vec(), gpus: gpus.to_vec() })
+        Ok(Worker { number, child, requests, command: words.to_vec(), gpus: gpus.to_vec(), asked: 0, answered })
     }
 
     /// A worker has answered: it may take the next request. One that has GPUs is ended, as it would go on to occupy their memory

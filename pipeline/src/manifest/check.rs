@@ -11,7 +11,7 @@ use super::load::as_node;
 use super::{AxisValue, AxisValues, Loaded, NamedAxis, Stage, command, selection};
 use crate::diagnostic::{Diagnostic, suggest};
 use crate::pattern::Condition;
-use crate::protocol::{SourceFrom, StageKind};
+use crate::protocol::{SourceFrom, StageKind, is_name};
 use crate::tree::Span;
 
 /// What results tables call the mean over their columns.
@@ -247,6 +247,15 @@ impl Checker<'_> {
         let manifest = &self.loaded.manifest;
         for (input, need) in &stage.needs {
             let path = ["stages", name, "needs", input];
+            if !is_name(input) {
+                let hint = "it is a folder in `inputs`: use letters, digits, `-`, `_` and `.`".to_owned();
+                self.add(
+                    self.loaded.tree.key_span(&path),
+                    format!("{input:?} cannot be the name of an input"),
+                    Some(hint),
+                );
+                continue;
+            }
             if !kind.inputs.iter().any(|spec| spec.name == *input) {
                 let hint =
                     suggest(input, &format!("`{}` reads", kind.name), kind.inputs.iter().map(|i| i.name.as_str()));
@@ -385,10 +394,4 @@ impl Checker<'_> {
             self.add(span, format!("these stages wait for each other: {}", shown.join(" -> ")), None);
         }
     }
-}
-
-/// Names end up in instance names and folders.
-fn is_name(text: &str) -> bool {
-    let good = |c: char| c.is_alphanumeric() || "-_.".contains(c);
-    !text.is_empty() && !text.starts_with('.') && text.chars().all(good)
 }

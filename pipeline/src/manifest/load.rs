@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::{Loaded, Manifest, check, json_schema};
-use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::diagnostic::{Diagnostic, Diagnostics, suggest};
 use crate::pack::{Home, Pack};
 use crate::protocol::{Role, StageKind};
 use crate::tree::{Entry, Node, NodeValue};
@@ -57,6 +57,10 @@ pub fn load(path: &Path, overrides: &[Override], built_in: &Pack) -> Result<Load
         list: vec![Diagnostic { file: path.to_owned(), span: bad.span, message: bad.message, hint: None }],
     })?;
     for change in overrides {
+        if let Some(hint) = unknown_axis(&tree, change) {
+            let message = format!("--set {}: the manifest has no axis `{}`", change.path.join("."), change.path[1]);
+            return Err(plain(message, Some(hint)));
+        }
         apply(&mut tree, change).map_err(|message| plain(message, None))?;
     }
     let at = |span, message, hint| Diagnostic { file: path.to_owned(), span: Some(span), message, hint };
@@ -68,6 +72,9 @@ pub fn load(path: &Path, overrides: &[Override], built_in: &Pack) -> Result<Load
         .map_err(|e| plain(format!("the manifest cannot be understood: {e}"), None))?;
     let root = root_of(path, manifest.root.as_deref())
         .map_err(|message| Diagnostics { list: vec![at(tree.nearest(&["root"]).span.clone(), message, None)] })?;
+    if root.to_str().is_none() {
+        return Err(plain(format!("the name of the project's folder {root:?} is not UTF-8; rename it"), None));
+    }
     let one = |diagnostic| Diagnostics { list: vec![diagnostic] };
     let mut axes = super::axes::of(path, &tree, &manifest, &root).map_err(one)?;
     let added = super::selection::spell_out(path, &tree, &mut manifest, &mut axes).map_err(sorted)?;
@@ -136,6 +143,17 @@ pub fn project_root(path: &Path, overrides: &[Override]) -> PathBuf {
     });
     let here = || path.parent().unwrap_or(Path::new(".")).to_owned();
     root_of(path, written).or_else(|_| root_of(path, None)).unwrap_or_else(|_| here())
+}
+
+/// What the axes are, if a change is of one that nothing could be repeated over.
+fn unknown_axis(tree: &Node, change: &Override) -> Option<String> {
+    let [section, axis, ..] = change.path.as_slice() else { return None };
+    let known: Vec<&str> = match tree.get("axes").map(|entry| &entry.value.value) {
+        Some(NodeValue::Map(entries)) => entries.iter().map(|entry| entry.key.as_str()).collect(),
+        _ => Vec::new(),
+    };
+    let is_unknown = section == "axes" && axis != "site" && !known.contains(&axis.as_str());
+    is_unknown.then(|| suggest(axis, "the axes are", known))
 }
 
 /// Puts a value into the tree. A new value takes the place of the key that it stands under.

@@ -80,8 +80,18 @@ impl Driver<'_, '_, '_> {
     }
 
     fn replied(&mut self, number: u64, worker: usize, reply: Reply) -> Result<(), StoreError> {
+        if let Reply::Done { instance: Some(told), .. } | Reply::Failed { instance: Some(told), .. } = &reply
+            && let Some(job) = self.jobs.get_mut(&number)
+            && *told != self.planner.graph.dag[job.node].name
+        {
+            let told = on_one_line(told);
+            job.ended_because =
+                Some(format!("its pack answered for `{told}` while it was at work on this; it was ended"));
+            self.workers.kill_one(worker);
+            return Ok(());
+        }
         match reply {
-            Reply::Done { environment } => {
+            Reply::Done { environment, .. } => {
                 self.by_worker.remove(&worker);
                 self.workers.release(worker);
                 let held = self.jobs.get_mut(&number).map(|job| {
@@ -96,7 +106,7 @@ impl Driver<'_, '_, '_> {
                 self.collect(number);
                 Ok(())
             }
-            Reply::Failed { message } => {
+            Reply::Failed { message, .. } => {
                 self.by_worker.remove(&worker);
                 self.workers.release(worker);
                 let Some(mut job) = self.jobs.remove(&number) else { return Ok(()) };

@@ -39,7 +39,7 @@ fn main() {
                 runtime::give_memory_back();
                 say(reply);
             }
-            Err(e) => say(Reply::Failed { message: format!("not a request: {e}") }),
+            Err(e) => say(Reply::Failed { message: format!("not a request: {e}"), instance: None }),
         }
     }
 }
@@ -54,27 +54,26 @@ fn say(reply: Reply) {
 }
 
 fn run(request: &RunRequest) -> Reply {
+    let instance = Some(request.instance.clone());
+    match attempt(request) {
+        Ok(()) => Reply::Done { environment: runtime::environment(request.threads), instance },
+        Err(message) => Reply::Failed { message, instance },
+    }
+}
+
+fn attempt(request: &RunRequest) -> Result<(), String> {
     let found = registry().into_iter().find(|(kind, _)| kind.name == request.kind);
-    let Some((kind, work)) = found else {
-        return Reply::Failed { message: format!("this worker has no stage kind `{}`", request.kind) };
-    };
+    let (kind, work) = found.ok_or_else(|| format!("this worker has no stage kind `{}`", request.kind))?;
     if kind.code != request.code {
-        return Reply::Failed { message: "the worker was built anew since the plan was made; run again".to_owned() };
+        return Err("the worker was built anew since the plan was made; run again".to_owned());
     }
     runtime::set_threads(request.threads);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(request.threads.max(1)).build();
-    let outcome = match pool {
-        Ok(pool) => catch_unwind(AssertUnwindSafe(|| pool.install(|| carry_out(work, request)))),
-        Err(e) => return Reply::Failed { message: format!("no threads: {e}") },
-    };
-    match outcome {
-        Ok(Ok(())) => Reply::Done { environment: runtime::environment(request.threads) },
-        Ok(Err(message)) => Reply::Failed { message },
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            Reply::Failed { message: format!("a bug in the stage: {}", text.unwrap_or("no message")) }
-        }
-    }
+    let pool = pool.map_err(|e| format!("no threads: {e}"))?;
+    catch_unwind(AssertUnwindSafe(|| pool.install(|| carry_out(work, request)))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(format!("a bug in the stage: {}", text.unwrap_or("no message")))
+    })
 }
 
 fn carry_out(work: Work, request: &RunRequest) -> Result<(), String> {

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use rayon::prelude::*;
@@ -16,30 +16,25 @@ use super::CLOCK_STEP;
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) path: PathBuf,
-    /// Symbolic links to the folder, by the depth at which they stand below the workshop's root. Whoever shows the view gets
-    /// a hard link to one of them, which costs no inode; relative ones are quick to follow.
-    links: [OnceLock<PathBuf>; 3],
+    /// A symbolic link to the folder as it stands in the `inputs` of a working directory. Whoever shows the view gets a hard link
+    /// to it, which costs no inode; a relative one is quick to follow.
+    link: OnceLock<PathBuf>,
     folders: Vec<Folder>,
-    /// Views that it links to.
-    parts: Vec<Arc<View>>,
 }
 
 impl View {
-    /// Shows the view as `place`, which stands `depth` folders below the workshop's root.
-    pub(super) fn show(&self, place: &Path, depth: usize) -> io::Result<()> {
-        let known = &self.links[depth - 1];
-        if known.get().is_none() {
-            let link = self.path.with_extension(format!("link{depth}"));
-            let mut target: PathBuf = std::iter::repeat_n("..", depth).collect();
-            target.push(self.path.file_name().unwrap_or_default());
-            match symlink(&target, &link) {
+    /// Shows the view as `place`, in the `inputs` of a working directory.
+    pub(super) fn show(&self, place: &Path) -> io::Result<()> {
+        if self.link.get().is_none() {
+            let link = self.path.with_extension("link");
+            match symlink(Path::new("../../..").join(self.path.file_name().unwrap_or_default()), &link) {
                 // Somebody else was first.
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                 _ => {}
             }
-            let _ = known.set(link);
+            let _ = self.link.set(link);
         }
-        known.get().map_or_else(|| Err(io::ErrorKind::NotFound.into()), |link| fs::hard_link(link, place))
+        self.link.get().map_or_else(|| Err(io::ErrorKind::NotFound.into()), |link| fs::hard_link(link, place))
     }
 
     /// Whether nobody has put anything into it since `started`: as root a program can.
@@ -50,7 +45,7 @@ impl View {
             let settled = folder.made + CLOCK_STEP < started;
             modified == Some(folder.made) && (settled || root.entries(folder) == Some(folder.entries))
         };
-        self.folders.iter().all(same) && self.parts.iter().all(|part| part.is_untouched(root, started))
+        self.folders.iter().all(same)
     }
 }
 
@@ -84,7 +79,7 @@ impl Root {
     }
 
     /// Notes the times of a finished view's folders and takes the right to write away.
-    pub(super) fn seal(&self, path: PathBuf, mut folders: Vec<PathBuf>, parts: Vec<Arc<View>>) -> io::Result<View> {
+    pub(super) fn seal(&self, path: PathBuf, mut folders: Vec<PathBuf>) -> io::Result<View> {
         folders.push(path.clone());
         let stamp = |folder: PathBuf| -> io::Result<Folder> {
             fs::set_permissions(&folder, fs::Permissions::from_mode(0o555))?;
@@ -94,6 +89,6 @@ impl Root {
             Ok(Folder { entries: self.entries(&folder).unwrap_or(0), ..folder })
         };
         let folders = folders.into_par_iter().with_min_len(16).map(stamp).collect::<io::Result<_>>()?;
-        Ok(View { path, links: Default::default(), folders, parts })
+        Ok(View { path, link: OnceLock::new(), folders })
     }
 }

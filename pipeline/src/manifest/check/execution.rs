@@ -1,7 +1,5 @@
 //! What says how instances run: a command's declarations, times, resources.
 
-use std::path::{Component, Path};
-
 use super::Checker;
 use crate::diagnostic::suggest;
 use crate::manifest::{CommandLine, Stage, duration};
@@ -68,13 +66,12 @@ impl Checker<'_> {
                 let hint = "a name that ends in `/` is a folder with whatever is in it: `outputs: [plots/]`";
                 self.add(span, format!("the output `{path}` is a pattern"), Some(hint.into()));
             }
-            let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
             if path.contains("${") {
                 let span = self.span(&["stages", name, "outputs", &index.to_string()]);
                 let hint = "every instance has a directory of its own: call the output the same in all of them";
                 self.add(span, format!("an output has a fixed name, `{path}` has not"), Some(hint.into()));
             }
-            if !plain || path.is_empty() || path.chars().any(char::is_control) || path.starts_with("inputs/") {
+            if !protocol::stays_inside(path) || path.starts_with("inputs/") {
                 let span = self.span(&["stages", name, "outputs", &index.to_string()]);
                 let hint = "outputs are relative to the command's own working directory, and not in `inputs/`";
                 self.add(span, format!("{path:?} cannot be an output"), Some(hint.into()));
