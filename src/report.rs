@@ -6,8 +6,10 @@ mod page;
 pub mod results;
 mod stages;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use siteline_cache::Digest;
 use siteline_pipeline::NodeIndex;
 use siteline_pipeline::plan::{Plan, Planner, State};
 use siteline_pipeline::protocol::Purpose;
@@ -25,14 +27,14 @@ pub struct Written {
     pub folder: PathBuf,
     /// Whether anything that is up to date lies there.
     pub any: bool,
-    /// Files there of an earlier run, which are out of date: the first, and their number.
-    pub old: Option<(PathBuf, usize)>,
+    /// Files there of an earlier run: out of date, or of instances that the sweep has no more.
+    pub old: Vec<PathBuf>,
 }
 
 /// Puts every result that is up to date into the results folder, and the report where there is a table.
 pub fn write(project: &Project, planner: &Planner, plan: &Plan) -> Result<Written, CommandError> {
     let folder = project.results();
-    let (mut any, mut old) = (false, Old::default());
+    let (mut fresh, mut not_asked_for) = (BTreeSet::new(), Vec::<PathBuf>::new());
     let has_results = |node: &NodeIndex| planner.kind(*node).outputs.iter().any(|o| o.purpose == Purpose::Result);
     let with_results: Vec<NodeIndex> = planner.graph.dag.node_indices().filter(has_results).collect();
     for node in with_results.iter().copied() {
@@ -41,53 +43,55 @@ pub fn write(project: &Project, planner: &Planner, plan: &Plan) -> Result<Writte
         let wanted = planner.kind(node).outputs.iter().filter(|output| output.purpose == Purpose::Result);
         let record = match plan.state(node) {
             State::Cached(record) => record,
-            State::Stale { .. } | State::Waiting { .. } => {
-                wanted.for_each(|output| old.look_at(target.join(&output.path)));
+            // Whether these are up to date was not asked.
+            State::NotSelected => {
+                not_asked_for.extend(wanted.map(|output| target.join(&output.path)));
                 continue;
             }
-            State::NotSelected => continue,
+            State::Stale { .. } | State::Waiting { .. } => continue,
         };
         for output in wanted {
             let of = |path: &str| path == output.path || (output.path.ends_with('/') && path.starts_with(&output.path));
             for file in record.outputs.iter().filter(|file| of(&file.path)) {
-                any = true;
-                put(&target.join(&file.path), &project.store.read(&file.digest)?)?;
+                let path = target.join(&file.path);
+                put(&path, &project.store.read(&file.digest)?)?;
+                fresh.insert(path);
             }
         }
     }
     let tables = results::find_tables(planner, plan)?;
     let report = folder.join("report.html");
-    let Some(first) = tables.first() else {
-        if old.found.is_some() {
-            old.look_at(report);
-        }
-        return Ok(Written { table: None, report: None, folder, any, old: old.found });
-    };
-    let html = page::render(planner, plan, &tables)?;
-    put(&report, html.as_bytes())?;
-    let markdown = first.read(&project.store, "table.md")?;
-    Ok(Written {
-        table: Some(String::from_utf8_lossy(&markdown).into_owned()),
-        report: Some(report),
-        folder,
-        any,
-        old: old.found,
-    })
-}
-
-/// Files that are there and out of date.
-#[derive(Default)]
-struct Old {
-    found: Option<(PathBuf, usize)>,
-}
-
-impl Old {
-    fn look_at(&mut self, path: PathBuf) {
-        if path.exists() {
-            let (first, others) = self.found.take().unwrap_or((path, 0));
-            self.found = Some((first, others + 1));
-        }
+    let any = !fresh.is_empty();
+    let mut written = Written { table: None, report: None, folder, any, old: Vec::new() };
+    if let Some(first) = tables.first() {
+        let html = page::render(planner, plan, &tables)?;
+        put(&report, html.as_bytes())?;
+        let markdown = first.read(&project.store, "table.md")?;
+        written.table = Some(String::from_utf8_lossy(&markdown).into_owned());
+        written.report = Some(report.clone());
+        fresh.insert(report.clone());
     }
+    // What the store never had is somebody's own.
+    let is_result = |path: &PathBuf| {
+        *path == report || Digest::of_file(path).is_ok_and(|(digest, _)| project.store.object_path(&digest).exists())
+    };
+    let is_old = |path: &PathBuf| {
+        !fresh.contains(path) && !not_asked_for.iter().any(|result| path.starts_with(result)) && is_result(path)
+    };
+    written.old = files_below(&written.folder).into_iter().filter(is_old).collect();
+    Ok(written)
+}
+
+/// Plain files in a folder and those in it, as far as they can be read, sorted.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut entries: Vec<_> = std::fs::read_dir(folder).into_iter().flatten().flatten().collect();
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    let below = |entry: std::fs::DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => files_below(&entry.path()),
+        Ok(kind) if kind.is_file() => vec![entry.path()],
+        _ => Vec::new(),
+    };
+    entries.into_iter().flat_map(below).collect()
 }
 
 fn folder_of(planner: &Planner, folder: &Path, node: NodeIndex) -> PathBuf {

@@ -71,3 +71,35 @@ fn what_is_past_can_be_looked_at_whatever_the_manifest_says_now() {
     assert!(doctor.contains("ok    manifest") && doctor.contains("BAD   store"), "{doctor}");
     assert_eq!(space.run(&["verify", "--store", "nowhere"]).code, 2);
 }
+
+#[test]
+fn history_tells_of_failures_in_their_place() {
+    let space = Space::of_commands("stages: {a: {run: echo one >out, outputs: [out]}}\n");
+    space.executed(&[]);
+    space.edit("siteline.yaml", "echo one", "false; echo one");
+    assert_eq!(space.run(&["run"]).code, 1);
+    space.edit("siteline.yaml", "false; echo one", "echo two");
+    space.executed(&[]);
+    let told = space.run(&["history", "a"]).stdout;
+    let places: Vec<usize> = told
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| line.contains("in run"))
+        .map(|(place, line)| if line.starts_with("failed") { 1000 + place } else { place })
+        .collect();
+    assert!(places.len() == 3 && places[1] > 1000, "the failure is not between the two executions:\n{told}");
+}
+
+/// A sweep that got smaller leaves files of what it has no more: they are told of, and what is somebody's own is not.
+#[test]
+fn results_of_what_the_sweep_has_no_more_are_named() {
+    let space = Space::of_commands(
+        "axes: {i: [0, 1, 2]}\nstages: {a: {run: \"echo ${i} >o.txt\", per: [i], outputs: [o.txt], results: [o.txt]}}\n",
+    );
+    assert!(!space.run(&["run"]).stdout.contains("Still of an earlier run"));
+    space.write("results/study/notes.txt", "my own\n");
+    let said = space.run(&["run", "--set", "axes.i=[0, 1]"]).stdout;
+    assert!(said.contains("Still of an earlier run: ") && said.contains("a/i=2/o.txt\n"), "{said}");
+    let said = space.run(&["run"]).stdout;
+    assert!(!said.contains("Still of an earlier run"), "{said}");
+}

@@ -169,12 +169,6 @@ fn executions(project: &Project, instance: &str) -> Result<Vec<Execution>, Comma
 
 impl Past {
     fn show(&self) {
-        for FailedIn { run, message } in &self.failures {
-            outln!("failed in run {run}: {message}");
-        }
-        for run in &self.again {
-            outln!("executed once more in run {run}; the earlier result counts");
-        }
         match &self.result_of {
             Some((instance, run)) => {
                 let own = &self.instance;
@@ -191,16 +185,43 @@ impl Past {
             }
             None => {}
         }
-        for execution in &self.executions {
-            let Execution { key, run, finished_ms, seconds, .. } = execution;
-            outln!("{}  key {}  took {seconds:.1} s  in run {run}", time_of(*finished_ms), key.short());
-            if execution.gone {
-                outln!("  its record is gone");
-            }
-            for (metric, value) in &execution.metrics {
-                outln!("  {metric} = {value}");
-            }
-            execution.changes.iter().for_each(|change| outln!("  {change}"));
+        // Ids of runs begin with the time.
+        let failed = self.failures.iter().map(|failed| (failed.run.as_str(), Met::Failed(failed)));
+        let again = self.again.iter().map(|run| (run.as_str(), Met::Again));
+        let done = self.executions.iter().map(|execution| (execution.run.as_str(), Met::Executed(execution)));
+        let mut all: Vec<(&str, Met)> = failed.chain(again).chain(done).collect();
+        all.sort_by(|(one, _), (other, _)| other.cmp(one));
+        all.into_iter().for_each(|(run, met)| met.show(run));
+    }
+}
+
+/// What became of an instance in a run.
+enum Met<'p> {
+    Failed(&'p FailedIn),
+    Again,
+    Executed(&'p Execution),
+}
+
+impl Met<'_> {
+    fn show(&self, run: &str) {
+        match self {
+            Self::Failed(failed) => outln!("failed in run {run}: {}", failed.message),
+            Self::Again => outln!("executed once more in run {run}; the earlier result counts"),
+            Self::Executed(execution) => execution.show(),
         }
+    }
+}
+
+impl Execution {
+    fn show(&self) {
+        let Self { key, run, finished_ms, seconds, .. } = self;
+        outln!("{}  key {}  took {seconds:.1} s  in run {run}", time_of(*finished_ms), key.short());
+        if self.gone {
+            outln!("  its record is gone");
+        }
+        for (metric, value) in &self.metrics {
+            outln!("  {metric} = {value}");
+        }
+        self.changes.iter().for_each(|change| outln!("  {change}"));
     }
 }

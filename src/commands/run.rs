@@ -151,8 +151,8 @@ fn tell_of_results(written: &Written) {
         Written { folder, any: true, .. } => tell!("Results: {}", folder.display()),
         _ => {}
     }
-    if let Some((first, all)) = &written.old {
-        let more = if *all > 1 { format!(" and {} more", all - 1) } else { String::new() };
+    if let [first, others @ ..] = written.old.as_slice() {
+        let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
         tell!("Still of an earlier run: {}{more}", first.display());
     }
 }
