@@ -34,7 +34,7 @@ pub struct Written {
 /// Puts every result that is up to date into the results folder, and the report where there is a table.
 pub fn write(project: &Project, planner: &Planner, plan: &Plan) -> Result<Written, CommandError> {
     let folder = project.results();
-    let (mut fresh, mut not_asked_for) = (BTreeSet::new(), Vec::<PathBuf>::new());
+    let (mut fresh, mut outdated, mut not_asked_for) = (BTreeSet::new(), Vec::<PathBuf>::new(), Vec::new());
     let has_results = |node: &NodeIndex| planner.kind(*node).outputs.iter().any(|o| o.purpose == Purpose::Result);
     let with_results: Vec<NodeIndex> = planner.graph.dag.node_indices().filter(has_results).collect();
     for node in with_results.iter().copied() {
@@ -48,7 +48,10 @@ pub fn write(project: &Project, planner: &Planner, plan: &Plan) -> Result<Writte
                 not_asked_for.extend(wanted.map(|output| target.join(&output.path)));
                 continue;
             }
-            State::Stale { .. } | State::Waiting { .. } => continue,
+            State::Stale { .. } | State::Waiting { .. } => {
+                outdated.extend(wanted.map(|output| target.join(&output.path)));
+                continue;
+            }
         };
         for output in wanted {
             let of = |path: &str| path == output.path || (output.path.ends_with('/') && path.starts_with(&output.path));
@@ -62,6 +65,11 @@ pub fn write(project: &Project, planner: &Planner, plan: &Plan) -> Result<Writte
     let tables = results::find_tables(planner, plan)?;
     let report = folder.join("report.html");
     let any = !fresh.is_empty();
+    let of_tables = |node: &NodeIndex| planner.kind(*node).outputs.iter().any(|o| o.purpose == Purpose::Cells);
+    let mut with_tables = planner.graph.dag.node_indices().filter(of_tables).peekable();
+    if with_tables.peek().is_none() || with_tables.any(|node| matches!(plan.state(node), State::NotSelected)) {
+        not_asked_for.push(report.clone());
+    }
     let mut written = Written { table: None, report: None, folder, any, old: Vec::new() };
     if let Some(first) = tables.first() {
         let html = page::render(planner, plan, &tables)?;
@@ -71,9 +79,11 @@ pub fn write(project: &Project, planner: &Planner, plan: &Plan) -> Result<Writte
         written.report = Some(report.clone());
         fresh.insert(report.clone());
     }
-    // What the store never had is somebody's own.
+    // Of what nothing makes any more, what the store does not have may be somebody's own.
     let is_result = |path: &PathBuf| {
-        *path == report || Digest::of_file(path).is_ok_and(|(digest, _)| project.store.object_path(&digest).exists())
+        *path == report
+            || outdated.iter().any(|result| path.starts_with(result))
+            || Digest::of_file(path).is_ok_and(|(digest, _)| project.store.object_path(&digest).exists())
     };
     let is_old = |path: &PathBuf| {
         !fresh.contains(path) && !not_asked_for.iter().any(|result| path.starts_with(result)) && is_result(path)

@@ -396,7 +396,7 @@ fn names_of_inputs_lead_nowhere_else() {
 #[test]
 fn a_name_that_is_no_text_is_not_passed_over() {
     use std::os::unix::ffi::OsStrExt;
-    for pattern in ["data/*.csv", "*/*.csv", "**/*.csv"] {
+    for pattern in ["data/*.csv", "*/*.csv", "**/*.csv", "data/**/*.csv"] {
         let space = Space::of_commands(&format!(
             "stages: {{a: {{run: \"ls data | wc -l >o\", files: [\"{pattern}\"], outputs: [o]}}}}\n"
         ));

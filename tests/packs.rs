@@ -229,7 +229,13 @@ fn a_pack_that_answers_twice_is_not_believed_of_the_next_instance() {
             if said.code == 0 {
                 break;
             }
-            assert!(said.stderr.contains("its pack answered for `first`"), "{}", said.stderr);
+            // Without a name an answer that comes late enough is believed; the output is missed then.
+            let told = ["its pack answered for `first`", "it ended without its output"];
+            assert!(
+                told[..if how == "twice" { 2 } else { 1 }].iter().any(|t| said.stderr.contains(t)),
+                "{}",
+                said.stderr
+            );
         }
         assert_eq!(space.output("second", "out"), b"x\n", "{how}");
     }

@@ -174,11 +174,9 @@ impl Store {
             return Err(StoreError::ReadOnly { path: self.root().to_owned() });
         }
         sync_point::reach("before-objects");
+        self.sync_objects(records)?;
         let lost: Vec<Option<&Output>> =
             records.iter().map(|record| record.outputs.iter().find(|output| !self.is_there(output))).collect();
-        let whole: Vec<&Record> =
-            records.iter().zip(&lost).filter(|(_, lost)| lost.is_none()).map(|(record, _)| record.as_ref()).collect();
-        self.sync_objects(&whole)?;
         sync_point::reach("after-objects");
         let journal = self.journal();
         let mut outcomes = Vec::with_capacity(records.len());
@@ -222,7 +220,7 @@ impl Store {
         Ok(outcomes)
     }
 
-    fn sync_objects(&self, records: &[&Record]) -> Result<()> {
+    fn sync_objects(&self, records: &[Arc<Record>]) -> Result<()> {
         let digests: Vec<&Digest> = records.iter().flat_map(|r| r.outputs.iter().map(|o| &o.digest)).collect();
         let objects = self.objects();
         if digests.len() > FEW {
@@ -232,7 +230,11 @@ impl Store {
         let mut folders: Vec<PathBuf> = vec![objects.clone()];
         for digest in digests {
             let path = object::path_of(&objects, digest);
-            File::open(&path).and_then(|file| file.sync_all()).map_err(StoreError::io("write", &path))?;
+            match File::open(&path).and_then(|file| file.sync_all()) {
+                // It was set aside meanwhile; its record is not kept.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                synced => synced.map_err(StoreError::io("write", &path))?,
+            }
             folders.extend(path.parent().map(Path::to_owned));
         }
         folders.sort();

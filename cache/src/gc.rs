@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use crate::journal::{self, Journal};
 use crate::removal::remove_folder;
-use crate::{Digest, Record, Result, Store, StoreError, sync_point};
+use crate::{Digest, Output, Record, Result, Store, StoreError, sync_point};
 
 /// What is kept.
 #[derive(Clone, Debug, Default)]
@@ -43,8 +43,8 @@ impl GcPlan {
 impl Store {
     /// Works out what can go. Kept are the records of each manifest's latest finished run, those that `keep` names, and whatever
     /// they were made from. A store that knows of no finished run of a manifest, or not all that became of the latest,
-    /// keeps all that it has of that manifest; one with a damaged run keeps all. A record whose objects are gone is kept only for
-    /// what was made from it.
+    /// keeps all that it has of that manifest; one with a damaged run keeps all. A record whose objects are gone is kept only where
+    /// it is a result of the latest run, or for what was made from it.
     ///
     /// # Errors
     /// A store that cannot be read, or that a run is using.
@@ -53,10 +53,9 @@ impl Store {
         // A run may have ended between the opening of the store and this.
         self.refresh()?;
         let records: BTreeMap<Digest, Record> = self.records().into_iter().map(|r| (r.key, r)).collect();
-        let lost: BTreeSet<Digest> =
-            records.values().filter(|r| !r.outputs.iter().all(|o| self.is_there(o))).map(|r| r.key).collect();
-        let mut waiting: Vec<Digest> =
-            records.values().filter(|r| r.finished_ms > keep.finished_after_ms).map(|r| r.key).collect();
+        let lost = self.lost(records.values());
+        let young = |r: &&Record| r.finished_ms > keep.finished_after_ms && !lost.contains(&r.key);
+        let mut waiting: Vec<Digest> = records.values().filter(young).map(|r| r.key).collect();
         waiting.extend(&keep.keys);
         let mut latest: BTreeMap<String, Option<Vec<Digest>>> = BTreeMap::new();
         for run in self.runs().into_iter().filter(|run| run.status == "done") {
@@ -69,9 +68,9 @@ impl Store {
         let damaged_runs = self.damaged_runs();
         let told =
             |record: &&Record| damaged_runs.is_empty() && latest.get(&record.manifest).is_some_and(Option::is_some);
-        waiting.extend(records.values().filter(|record| !told(record)).map(|record| record.key));
+        let untold = |record: &&Record| !told(record) && !lost.contains(&record.key);
+        waiting.extend(records.values().filter(untold).map(|record| record.key));
         waiting.extend(latest.values().flatten().flatten());
-        waiting.retain(|key| !lost.contains(key));
         let mut kept = BTreeSet::new();
         while let Some(key) = waiting.pop() {
             if let (Some(record), true) = (records.get(&key), kept.insert(key)) {
@@ -88,6 +87,17 @@ impl Store {
         self.unnamed_objects(&named, &mut plan)?;
         self.leftovers(keep, &mut plan)?;
         Ok(plan)
+    }
+
+    /// The keys of records whose objects are gone. Where all are, it is the objects' folder that is: those may come back.
+    fn lost<'r>(&self, records: impl Iterator<Item = &'r Record>) -> BTreeSet<Digest> {
+        let is_gone = |output: &Output| {
+            let found = fs::symlink_metadata(self.object_path(&output.digest));
+            found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        };
+        let (lost, there): (Vec<&Record>, Vec<&Record>) =
+            records.filter(|record| !record.outputs.is_empty()).partition(|record| record.outputs.iter().any(is_gone));
+        if there.is_empty() { BTreeSet::new() } else { lost.into_iter().map(|record| record.key).collect() }
     }
 
     /// What killed runs left, and results of parts that are older than what is kept: all of it can be made anew.

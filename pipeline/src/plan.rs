@@ -353,12 +353,19 @@ impl<'a> Planner<'a> {
     ) -> Result<Resolved, Diagnostic> {
         let parts = self.parts(node, hit)?;
         let kind = self.kind(node);
-        let inputs = self.graph.reads(node).map(|(input, needed)| {
+        let gathered = self.graph.gathered(node).iter();
+        let reads = gathered.flat_map(|gathered| gathered.nodes.iter().map(move |needed| (gathered, *needed)));
+        let inputs = reads.map(|(gathered, needed)| {
+            let input: &str = &gathered.input;
             let spec = kind.inputs.iter().find(|spec| spec.name == input).expect("the manifest was checked");
             let from = hit(needed);
             let files: Vec<Output> = from.outputs.iter().filter(|o| is_named(&spec.files, &o.path)).cloned().collect();
             let read = RecordInput { name: input.to_owned(), instance: from.instance.clone(), key: from.key };
-            let shared = self.graph.readers(needed).nth(FEW).is_some();
+            // Where several are gathered, what counts is who gathers the very same.
+            let shared = match gathered.nodes.len() {
+                1 => self.graph.readers(needed).nth(FEW).is_some(),
+                _ => Arc::strong_count(&gathered.nodes) > FEW,
+            };
             Input { point: self.graph.dag[needed].point.clone(), from: read, files, shared }
         });
         let sources = self.sources.of(node, kind);

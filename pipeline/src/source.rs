@@ -202,6 +202,11 @@ impl<'a> Sources<'a> {
                 return Err(self.error(&place, message, Some("name a folder above it as the project's `root`".into())));
             };
             let label = label.to_string_lossy();
+            let needs = &self.loaded.manifest.stages[stage].needs;
+            if let Some((input, _)) = needs.iter().find(|(input, _)| is_in(&label, &format!("inputs/{input}"))) {
+                let message = format!("`{label}` lies where the input `{input}` is put");
+                return Err(self.error(&place, message, Some("call the input otherwise".into())));
+            }
             if role == "file"
                 && let Some(output) = self.loaded.manifest.stages[stage].outputs.iter().find(|o| is_in(&label, o))
             {
@@ -396,8 +401,7 @@ pub(crate) fn climbs_out(path: &Path, root: &Path) -> Option<(String, String)> {
 
 /// Whether a file is an output or lies in one.
 fn is_in(file: &str, output: &str) -> bool {
-    let output = output.trim_end_matches('/');
-    file.strip_prefix(output).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    Path::new(file).starts_with(output)
 }
 
 fn stem_of(path: &Path) -> String {

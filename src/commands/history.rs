@@ -174,11 +174,12 @@ impl Past {
                 let own = &self.instance;
                 if instance == own {
                     // Before the manifest was renamed, or the ledger does not tell.
-                    return outln!("{own} has the result that was made in {run}.");
+                    outln!("{own} has the result that was made in {run}.");
+                } else {
+                    outln!(
+                        "{own} never ran itself: it has the result of {instance}, which has the same key and ran in {run}."
+                    );
                 }
-                outln!(
-                    "{own} never ran itself: it has the result of {instance}, which has the same key and ran in {run}."
-                );
             }
             None if self.executions.is_empty() && self.failures.is_empty() => {
                 outln!("{} was never executed in this store.", self.instance);

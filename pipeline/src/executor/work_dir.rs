@@ -271,7 +271,8 @@ impl Workshop {
                     .with_min_len(16)
                     .try_for_each(|input| self.link_files(&input.files, &own.join(input.shown_as())).map(|_| ()))?,
             }
-            fs::hard_link(self.own_link(name)?, place)?;
+            let link = self.own_link(name)?;
+            fs::hard_link(&link, &place).or_else(|_| symlink(fs::read_link(&link)?, &place))?;
         }
         Ok(())
     }

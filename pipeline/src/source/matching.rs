@@ -12,6 +12,9 @@ pub(super) fn matches(pattern: &Path) -> Result<Vec<PathBuf>, String> {
     let mut found = Vec::new();
     for entry in glob::glob(&text).map_err(|e| format!("`{text}` is no pattern: {e}"))? {
         let path = entry.map_err(|e| format!("{}: {}", e.path().display(), e.error()))?;
+        if path.to_str().is_none() {
+            return Err(format!("the name of {path:?} is not UTF-8; rename it"));
+        }
         // A link to nowhere is reported when it is read, not passed over.
         if !path.is_dir() {
             found.push(path);
@@ -54,13 +57,16 @@ pub(super) fn empty_hint(pattern: &Path) -> String {
 /// A file or folder that a pattern would match if its name were text.
 fn passed_over(pattern: &Path) -> Option<PathBuf> {
     let mut above = PathBuf::new();
-    for part in pattern.components() {
+    let mut parts = pattern.components().peekable();
+    while let Some(part) = parts.next() {
         let text = part.as_os_str().to_string_lossy();
         if text.contains(['*', '?', '[']) && text != "**" {
-            let part = glob::Pattern::new(&text).ok()?;
+            let wanted = glob::Pattern::new(&text).ok()?;
+            let is_last = parts.peek().is_none();
             let odd = |path: &PathBuf| {
                 let name = path.file_name().unwrap_or_default();
-                name.to_str().is_none() && part.matches(&name.to_string_lossy())
+                let fits = name.to_str().is_none() && wanted.matches(&name.to_string_lossy());
+                fits && (is_last || path.is_dir())
             };
             let entries = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
             if let Some(path) = folders(&above).into_iter().flat_map(entries).find(odd) {
@@ -75,8 +81,14 @@ fn passed_over(pattern: &Path) -> Option<PathBuf> {
 /// The folders that a pattern means.
 fn folders(pattern: &Path) -> Vec<PathBuf> {
     let text = pattern.to_string_lossy();
-    match text.contains(['*', '?', '[']) {
-        false => vec![pattern.to_owned()],
-        true => glob::glob(&text).into_iter().flatten().flatten().filter(|path| path.is_dir()).collect(),
+    if !text.contains(['*', '?', '[']) {
+        return vec![pattern.to_owned()];
     }
+    let mut all: Vec<PathBuf> =
+        glob::glob(&text).into_iter().flatten().flatten().filter(|path| path.is_dir()).collect();
+    // `**` stands for no folder at all as well.
+    if let (true, Some(above)) = (pattern.ends_with("**"), pattern.parent()) {
+        all.extend(folders(above));
+    }
+    all
 }

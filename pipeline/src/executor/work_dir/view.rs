@@ -34,7 +34,8 @@ impl View {
             }
             let _ = self.link.set(link);
         }
-        self.link.get().map_or_else(|| Err(io::ErrorKind::NotFound.into()), |link| fs::hard_link(link, place))
+        let link = self.link.get().ok_or(io::ErrorKind::NotFound)?;
+        fs::hard_link(link, place).or_else(|_| symlink(fs::read_link(link)?, place))
     }
 
     /// Whether nobody has put anything into it since `started`: as root a program can.
