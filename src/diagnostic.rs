@@ -83,9 +83,10 @@ impl CommandError {
                 Some("libtorch is not where the worker was built against: run `make setup`".into())
             }
             Self::Pack(PackError::Version { .. }) => Some("build both from the same sources: `make build`".into()),
-            Self::Store(StoreError::Damaged { .. }) => {
-                Some("`siteline verify` sets it aside and names what made it; the next run makes it anew".into())
-            }
+            Self::Store(StoreError::Damaged { .. }) => Some(
+                "run again: `siteline run` sets it aside and makes it anew; `siteline verify` looks at all others"
+                    .into(),
+            ),
             Self::Store(StoreError::InUse { .. }) => Some("wait until the run has ended".into()),
             Self::Store(StoreError::Io { source, .. }) | Self::File { source, .. } => match source.kind() {
                 std::io::ErrorKind::StorageFull => Some("the disk is full; `siteline gc` shows what could go".into()),

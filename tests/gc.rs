@@ -145,3 +145,23 @@ fn what_something_was_made_from_stays_known_without_its_objects() {
     assert_eq!(space.records().len(), 2, "the lineage of `b` was torn");
     assert_eq!(space.executed(&[]).into_iter().collect::<Vec<_>>(), ["a"]);
 }
+
+/// A damaged result is noticed when it is to be shown, and the next run makes it anew.
+#[test]
+fn a_damaged_result_heals_by_running() {
+    use std::os::unix::fs::PermissionsExt;
+    let space = Space::of_commands("stages: {a: {run: echo one >out, outputs: [out], results: [out]}}\n");
+    space.executed(&[]);
+    let object = space.artifacts()["a"][0]["digest"].as_str().unwrap().to_owned();
+    let path = space.path(&format!(".siteline/objects/{}/{}", &object[..2], &object[2..]));
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::fs::write(&path, "onX\n").unwrap();
+    let said = space.run(&["run"]);
+    assert!(
+        said.code == 1 && said.stderr.contains("is damaged") && said.stderr.contains("run again"),
+        "{}",
+        said.stderr
+    );
+    assert_eq!(space.executed(&[]).into_iter().collect::<Vec<_>>(), ["a"]);
+    assert_eq!(space.read("results/study/out"), "one\n");
+}

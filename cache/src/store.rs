@@ -163,7 +163,7 @@ impl Store {
         object::path_of(&self.objects(), digest)
     }
 
-    /// Reads an object and checks that its bytes are those of its name.
+    /// Reads an object and checks that its bytes are those of its name. A damaged one is set aside, so that what made it runs again.
     ///
     /// # Errors
     /// A missing or damaged object.
@@ -172,6 +172,7 @@ impl Store {
         let bytes = fs::read(&path).map_err(StoreError::io("read", &path))?;
         let found = Digest::of_bytes(&bytes);
         if found != *digest {
+            let _ = self.check_object(digest)?;
             return Err(StoreError::Damaged { expected: *digest, found });
         }
         Ok(bytes)

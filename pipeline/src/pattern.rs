@@ -52,7 +52,7 @@ impl Condition {
     /// # Errors
     /// A text that is no condition, with the place where it stops being one.
     pub fn parse(text: &str) -> Result<Self, BadCondition> {
-        let mut parser = Parser { tokens: tokens(text), next: 0, end: text.len() };
+        let mut parser = Parser { tokens: tokens(text), next: 0, end: text.len(), depth: 0 };
         let condition = parser.any()?;
         match parser.peek() {
             None => Ok(condition),
@@ -138,6 +138,7 @@ struct Parser {
     tokens: Vec<Token>,
     next: usize,
     end: usize,
+    depth: usize,
 }
 
 impl Parser {
@@ -149,6 +150,16 @@ impl Parser {
         let found = self.peek().is_some_and(|token| token.word == word);
         self.next += usize::from(found);
         found
+    }
+
+    /// Goes one deeper, behind the token that was taken.
+    fn descend(&mut self) -> Result<(), BadCondition> {
+        const DEEPEST: usize = 100;
+        self.depth += 1;
+        match self.tokens.get(self.next.saturating_sub(1)) {
+            Some(token) if self.depth > DEEPEST => Err(bad(&format!("this is nested more than {DEEPEST} deep"), token)),
+            _ => Ok(()),
+        }
     }
 
     fn stops(&self, wanted: &str) -> BadCondition {
@@ -176,10 +187,15 @@ impl Parser {
 
     fn one(&mut self) -> Result<Condition, BadCondition> {
         if self.take("not") {
-            return Ok(Condition::Not(Box::new(self.one()?)));
+            self.descend()?;
+            let inner = self.one()?;
+            self.depth -= 1;
+            return Ok(Condition::Not(Box::new(inner)));
         }
         if self.take("(") {
+            self.descend()?;
             let inner = self.any()?;
+            self.depth -= 1;
             return if self.take(")") { Ok(inner) } else { Err(self.stops("`)`")) };
         }
         let left = self.term()?;
@@ -297,12 +313,12 @@ impl fmt::Display for InstancePattern {
 
 /// Whether `text` fits `pattern`, in which `*` stands for anything.
 fn like(pattern: &str, text: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == text,
-        Some((head, tail)) => text
-            .strip_prefix(head)
-            .is_some_and(|rest| (0..=rest.len()).filter(|i| rest.is_char_boundary(*i)).any(|i| like(tail, &rest[i..]))),
-    }
+    let mut pieces = pattern.split('*');
+    let (head, tail) = (pieces.next().unwrap_or_default(), pieces.next_back());
+    let Some(tail) = tail else { return pattern == text };
+    let Some(mut rest) = text.strip_prefix(head).and_then(|rest| rest.strip_suffix(tail)) else { return false };
+    // The first place that fits a piece leaves the most to the next.
+    pieces.all(|piece| rest.split_once(piece).map(|(_, behind)| rest = behind).is_some())
 }
 
 #[cfg(test)]
@@ -330,6 +346,33 @@ mod tests {
         assert!(holds("site == B or seed == 0 and held_out == B"));
         assert!(holds("site in left_out and held_out not in left_out"));
         assert!(holds("seed not in [1, 2]"));
+    }
+
+    #[test]
+    fn stars_stand_for_anything() {
+        for (pattern, fits, misfits) in [
+            ("*", vec!["", "abc"], vec![]),
+            ("a*", vec!["a", "ab"], vec!["", "ba"]),
+            ("a*a", vec!["aa", "aba"], vec!["a", "ab"]),
+            ("*b*b*", vec!["bb", "abcbd"], vec!["b", "abc"]),
+            ("a**c", vec!["ac", "abc"], vec!["a"]),
+            ("é*", vec!["é", "éa"], vec!["e"]),
+            ("abc", vec!["abc"], vec!["ab", "abcd"]),
+        ] {
+            assert!(fits.iter().all(|text| like(pattern, text)), "{pattern}");
+            assert!(!misfits.iter().any(|text| like(pattern, text)), "{pattern}");
+        }
+        assert!(!like(&format!("{}c", "a*".repeat(30)), &"a".repeat(5000)));
+    }
+
+    #[test]
+    fn a_condition_without_end_is_refused() {
+        for (deeper, end) in [("(", ")"), ("not ", "")] {
+            let nested = |depth| format!("{}site == A{}", deeper.repeat(depth), end.repeat(depth));
+            assert!(Condition::parse(&nested(100)).is_ok());
+            let error = Condition::parse(&nested(100_000)).unwrap_err();
+            assert!(error.message.contains("nested"), "{}", error.message);
+        }
     }
 
     #[test]
