@@ -420,7 +420,10 @@ fn an_axis_that_is_not_there_cannot_be_set() {
     let space = Space::of_commands("axes: {seed: [0]}\nstages: {a: {run: echo x >o, per: [seed], outputs: [o]}}\n");
     let said = space.run(&["plan", "--set", "axes.sead=[1]"]);
     assert_eq!(said.code, 2, "{}", said.stdout);
-    assert!(said.stderr.contains("no axis `sead`") && said.stderr.contains("seed"), "{}", said.stderr);
+    assert!(said.stderr.contains("over an axis `sead`") && said.stderr.contains("seed"), "{}", said.stderr);
+    // One that something is repeated over is as good as one in the file.
+    let said = space.run(&["plan", "--set", "axes.fold=[1, 2]", "--set", "stages.a.per=[seed, fold]"]);
+    assert!(said.code == 0 && said.stdout.contains("2 instances to run"), "{}{}", said.stdout, said.stderr);
 }
 
 /// Nobody learns of what was not written by a panic, or not at all.

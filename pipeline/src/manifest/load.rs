@@ -56,11 +56,8 @@ pub fn load(path: &Path, overrides: &[Override], built_in: &Pack) -> Result<Load
     let mut tree = Node::parse(&text).map_err(|bad| Diagnostics {
         list: vec![Diagnostic { file: path.to_owned(), span: bad.span, message: bad.message, hint: None }],
     })?;
+    let written = axes_of(&tree);
     for change in overrides {
-        if let Some(hint) = unknown_axis(&tree, change) {
-            let message = format!("--set {}: the manifest has no axis `{}`", change.path.join("."), change.path[1]);
-            return Err(plain(message, Some(hint)));
-        }
         apply(&mut tree, change).map_err(|message| plain(message, None))?;
     }
     let at = |span, message, hint| Diagnostic { file: path.to_owned(), span: Some(span), message, hint };
@@ -70,6 +67,9 @@ pub fn load(path: &Path, overrides: &[Override], built_in: &Pack) -> Result<Load
     }
     let mut manifest: Manifest = serde_json::from_value(tree.to_json())
         .map_err(|e| plain(format!("the manifest cannot be understood: {e}"), None))?;
+    if let Some((message, hint)) = useless_axis(&written, &manifest, overrides) {
+        return Err(plain(message, Some(hint)));
+    }
     let root = root_of(path, manifest.root.as_deref())
         .map_err(|message| Diagnostics { list: vec![at(tree.nearest(&["root"]).span.clone(), message, None)] })?;
     if root.to_str().is_none() {
@@ -145,15 +145,24 @@ pub fn project_root(path: &Path, overrides: &[Override]) -> PathBuf {
     root_of(path, written).or_else(|_| root_of(path, None)).unwrap_or_else(|_| here())
 }
 
-/// What the axes are, if a change is of one that nothing could be repeated over.
-fn unknown_axis(tree: &Node, change: &Override) -> Option<String> {
-    let [section, axis, ..] = change.path.as_slice() else { return None };
-    let known: Vec<&str> = match tree.get("axes").map(|entry| &entry.value.value) {
-        Some(NodeValue::Map(entries)) => entries.iter().map(|entry| entry.key.as_str()).collect(),
+/// The axes that a tree has.
+fn axes_of(tree: &Node) -> Vec<String> {
+    match tree.get("axes").map(|entry| &entry.value.value) {
+        Some(NodeValue::Map(entries)) => entries.iter().map(|entry| entry.key.clone()).collect(),
         _ => Vec::new(),
-    };
-    let is_unknown = section == "axes" && axis != "site" && !known.contains(&axis.as_str());
-    is_unknown.then(|| suggest(axis, "the axes are", known))
+    }
+}
+
+/// What is wrong with a change that adds an axis which no stage is repeated over, and which one may be meant: a slip, as it does nothing.
+fn useless_axis(written: &[String], manifest: &Manifest, overrides: &[Override]) -> Option<(String, String)> {
+    let is_used = |axis: &String| manifest.stages.values().any(|stage| stage.per.contains(axis));
+    overrides.iter().find_map(|change| match change.path.as_slice() {
+        [section, axis, ..] if section == "axes" && !written.contains(axis) && !is_used(axis) => {
+            let message = format!("--set {}: no stage is repeated over an axis `{axis}`", change.path.join("."));
+            Some((message, suggest(axis, "the axes are", written.iter().map(String::as_str))))
+        }
+        _ => None,
+    })
 }
 
 /// Puts a value into the tree. A new value takes the place of the key that it stands under.
