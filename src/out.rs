@@ -21,7 +21,10 @@ pub fn write(text: Arguments) {
         true => out.write_all(siteline_pipeline::printable::printable(&text.to_string()).as_bytes()),
         false => out.write_fmt(text),
     };
-    if let Err(error) = written.and_then(|()| out.flush()) {
+    if let Err(error) = written.and_then(|()| out.flush())
+        // A reader that went away is no reason to fail.
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
         eprintln!("error: failed to write to standard output: {error}");
         std::process::exit(1);
     }

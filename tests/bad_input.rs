@@ -440,7 +440,7 @@ fn an_output_that_takes_nothing_is_an_error() {
     };
     let (code, said) = full(&["run", "--json"]);
     assert!(code == Some(1) && said.contains("could not be written"), "{code:?} {said}");
-    for verb in ["plan", "status", "verify", "gc", "doctor", "check-manifest", "graph", "schema"] {
+    for verb in ["run", "plan", "status", "verify", "gc", "doctor", "check-manifest", "graph", "schema"] {
         let (code, said) = full(&[verb]);
         assert!(code == Some(1) && said.contains("failed to write to standard output"), "{verb}: {code:?} {said}");
     }

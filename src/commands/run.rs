@@ -1,6 +1,5 @@
 //! `siteline run`
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,11 +60,6 @@ pub struct Run {
     json: bool,
 }
 
-/// A line on standard output. A reader that went away is no reason to fail.
-macro_rules! tell {
-    ($($text:tt)*) => {{ let _ = writeln!(std::io::stdout(), $($text)*); }};
-}
-
 impl Run {
     fn look(&self) -> Look {
         match (self.json, self.quiet, self.plain) {
@@ -112,13 +106,13 @@ impl Run {
         if !self.quiet && !self.json {
             let table = written.as_ref().ok().and_then(|written| written.table.as_ref());
             if let (Some(table), true) = (table, summary.is_complete()) {
-                tell!("\n{}", table.trim_end());
+                outln!("\n{}", table.trim_end());
             }
             if !summary.is_complete()
                 && let Some(partial) =
                     Partial::of(&planner, &plan, &project.store, &project.store.outcomes(&summary.run))
             {
-                tell!("\n{}", partial.text().trim_end());
+                outln!("\n{}", partial.text().trim_end());
             }
             conclude(&summary, &common.words());
             if let Ok(written) = &written {
@@ -147,13 +141,13 @@ impl Run {
 
 fn tell_of_results(written: &Written) {
     match written {
-        Written { report: Some(report), .. } => tell!("Report: {}", report.display()),
-        Written { folder, any: true, .. } => tell!("Results: {}", folder.display()),
+        Written { report: Some(report), .. } => outln!("Report: {}", report.display()),
+        Written { folder, any: true, .. } => outln!("Results: {}", folder.display()),
         _ => {}
     }
     if let [first, others @ ..] = written.old.as_slice() {
         let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
-        tell!("Still of an earlier run: {}{more}", first.display());
+        outln!("Still of an earlier run: {}{more}", first.display());
     }
 }
 
@@ -191,18 +185,18 @@ fn conclude(summary: &Summary, common: &str) {
         parts.push(format!("{} blocked", summary.blocked));
     }
     let how = if summary.cancelled { "Stopped" } else { "Done" };
-    tell!("\n{how} in {seconds:.1} s: {} ({}).", parts.join(", "), summary.run);
+    outln!("\n{how} in {seconds:.1} s: {} ({}).", parts.join(", "), summary.run);
     if !summary.failed.is_empty() {
         const SHOWN: usize = 10;
-        tell!("{} failed:", count(summary.failed.len(), "instance"));
+        outln!("{} failed:", count(summary.failed.len(), "instance"));
         for (instance, message) in summary.failed.iter().take(SHOWN) {
-            tell!(
+            outln!(
                 "  {instance}: {}\n    siteline log{common} '{instance}'",
                 message.lines().next().unwrap_or_default()
             );
         }
         if summary.failed.len() > SHOWN {
-            tell!("  and {} more; `siteline status{common}` lists them", summary.failed.len() - SHOWN);
+            outln!("  and {} more; `siteline status{common}` lists them", summary.failed.len() - SHOWN);
         }
     }
 }
