@@ -399,9 +399,9 @@ pub(crate) fn climbs_out(path: &Path, root: &Path) -> Option<(String, String)> {
     })
 }
 
-/// Whether a file is an output or lies in one.
-fn is_in(file: &str, output: &str) -> bool {
-    Path::new(file).starts_with(output)
+/// Whether a file is at a place or below it.
+fn is_in(file: &str, place: &str) -> bool {
+    Path::new(file).starts_with(place)
 }
 
 fn stem_of(path: &Path) -> String {

@@ -77,8 +77,8 @@ impl AdamW {
         Held(held.map(|variable| variable.value.set_requires_grad(false)).collect())
     }
 
-    /// One step down the gradient of `loss`; a variable that it does not depend on stays as it is. The gradient is scaled to the Euclidean norm `clip_norm` where it is longer; 0 leaves it.
-    /// `factor` is what the learning rate is multiplied by for a variable; 0 leaves it alone.
+    /// One step down the gradient of `loss`, which is scaled to the Euclidean norm `clip_norm` where it is longer; 0 leaves it. A
+    /// variable that the loss does not depend on stays as it is. `factor` is what the learning rate is multiplied by for a variable; 0 leaves it alone.
     pub fn step(&mut self, loss: &Tensor, lr: f64, clip_norm: f64, factor: &dyn Fn(&str) -> f64) {
         self.differentiate(loss);
         self.move_along(lr, clip_norm, factor);

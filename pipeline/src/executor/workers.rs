@@ -77,8 +77,7 @@ impl Workers {
             processes::kill_group(worker.child.id());
             let _ = worker.child.wait();
         }
-        let mut worker = self.start(command, &request.gpus)?;
-        worker.asked += 1;
+        let worker = self.start(command, &request.gpus)?;
         // A worker that has ended already is reported as ended.
         let _ = worker.requests.send(line);
         let number = worker.number;
@@ -86,6 +85,7 @@ impl Workers {
         Ok(number)
     }
 
+    /// Starts a worker that is asked at once.
     fn start(&mut self, words: &[String], gpus: &[String]) -> std::io::Result<Worker> {
         let (program, arguments) =
             words.split_first().ok_or_else(|| std::io::Error::other("the pack has no program"))?;
@@ -147,7 +147,7 @@ impl Workers {
             let _ = read.recv_timeout(LAST_WORDS);
             let _ = outputs.send(Message::Ended(number));
         });
-        Ok(Worker { number, child, requests, command: words.to_vec(), gpus: gpus.to_vec(), asked: 0, answered })
+        Ok(Worker { number, child, requests, command: words.to_vec(), gpus: gpus.to_vec(), asked: 1, answered })
     }
 
     /// A worker has answered: it may take the next request. One that has GPUs is ended, as it would go on to occupy their memory

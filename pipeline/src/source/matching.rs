@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 /// Files that match a pattern, sorted. A name without wildcards matches itself.
 pub(super) fn matches(pattern: &Path) -> Result<Vec<PathBuf>, String> {
-    let text = pattern.to_string_lossy();
     if let Some(path) = passed_over(pattern) {
         return Err(format!("the name of {path:?} is not UTF-8, and it would be passed over; rename it"));
     }
+    let text = pattern.to_string_lossy();
     let mut found = Vec::new();
     for entry in glob::glob(&text).map_err(|e| format!("`{text}` is no pattern: {e}"))? {
         let path = entry.map_err(|e| format!("{}: {}", e.path().display(), e.error()))?;
@@ -29,7 +29,7 @@ pub(super) fn empty_hint(pattern: &Path) -> String {
     let mut known = PathBuf::new();
     for part in pattern.components() {
         let text = part.as_os_str().to_string_lossy();
-        if text.contains(['*', '?', '[']) {
+        if is_wild(&text) {
             let endings: BTreeSet<String> = std::fs::read_dir(&known)
                 .into_iter()
                 .flatten()
@@ -54,13 +54,18 @@ pub(super) fn empty_hint(pattern: &Path) -> String {
     format!("{} is not a file", known.display())
 }
 
+/// Whether a part of a pattern stands for more than itself.
+fn is_wild(text: &str) -> bool {
+    text.contains(['*', '?', '['])
+}
+
 /// A file or folder that a pattern would match if its name were text.
 fn passed_over(pattern: &Path) -> Option<PathBuf> {
     let mut above = PathBuf::new();
     let mut parts = pattern.components().peekable();
     while let Some(part) = parts.next() {
         let text = part.as_os_str().to_string_lossy();
-        if text.contains(['*', '?', '[']) && text != "**" {
+        if is_wild(&text) && text != "**" {
             let wanted = glob::Pattern::new(&text).ok()?;
             let is_last = parts.peek().is_none();
             let odd = |path: &PathBuf| {
@@ -81,7 +86,7 @@ fn passed_over(pattern: &Path) -> Option<PathBuf> {
 /// The folders that a pattern means.
 fn folders(pattern: &Path) -> Vec<PathBuf> {
     let text = pattern.to_string_lossy();
-    if !text.contains(['*', '?', '[']) {
+    if !is_wild(&text) {
         return vec![pattern.to_owned()];
     }
     let mut all: Vec<PathBuf> =
