@@ -13,7 +13,7 @@ use serde::Serialize;
 use siteline_cache::StoreError;
 use siteline_pipeline::diagnostic::{Diagnostic, Diagnostics};
 use siteline_pipeline::pack::PackError;
-use siteline_pipeline::printable::printable;
+use siteline_pipeline::printable::{on_one_line, printable};
 use siteline_pipeline::run::RunError;
 
 /// Everything that ends a command early.
@@ -156,7 +156,11 @@ impl Remark {
             file: shorten(&diagnostic.file),
             line: place.map(|(line, _)| line),
             column: place.map(|(_, column)| column),
-            message: diagnostic.message.clone(),
+            message: [Some(diagnostic.message.as_str()), diagnostic.detail.as_deref()]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join("\n"),
             hint: diagnostic.hint.clone(),
         }
     }
@@ -175,7 +179,10 @@ pub fn show(error: &CommandError) -> ExitCode {
             }
         }
         other => {
-            eprintln!("{}", renderer.render(&[Group::with_title(Level::ERROR.primary_title(other.to_string()))]));
+            let said = other.to_string();
+            // A program that ends may say why in many lines.
+            let message = if matches!(other, CommandError::Pack(_)) { printable(&said) } else { on_one_line(&said) };
+            eprintln!("{}", renderer.render(&[Group::with_title(Level::ERROR.primary_title(message))]));
             if let Some(hint) = other.hint() {
                 eprintln!("hint: {}", printable(&hint));
             }
@@ -203,9 +210,7 @@ fn renderer() -> Renderer {
 fn excerpt(diagnostic: &Diagnostic, renderer: &Renderer, level: Level<'static>) -> String {
     let path = shorten(&diagnostic.file);
     let text = std::fs::read_to_string(&diagnostic.file).unwrap_or_default();
-    // A message of several lines has its heading on the first; the rest is shown below the excerpt.
-    let (title, rest) = diagnostic.message.split_once('\n').unwrap_or((&diagnostic.message, ""));
-    let title = level.primary_title(title);
+    let title = level.primary_title(on_one_line(&diagnostic.message));
     let group = match &diagnostic.span {
         Some(span)
             if span.end <= text.len() && text.is_char_boundary(span.start) && text.is_char_boundary(span.end) =>
@@ -216,8 +221,8 @@ fn excerpt(diagnostic: &Diagnostic, renderer: &Renderer, level: Level<'static>) 
         _ => Group::with_title(title),
     };
     let mut shown = renderer.render(&[group]);
-    if !rest.is_empty() {
-        shown.push_str(&format!("\n{}", printable(rest)));
+    if let Some(detail) = &diagnostic.detail {
+        shown.push_str(&format!("\n{}", printable(detail)));
     }
     if let Some(hint) = &diagnostic.hint {
         shown.push_str(&format!("\nhint: {}", printable(hint)));

@@ -233,6 +233,15 @@ fn retries_follow_the_manifest() {
     assert_eq!(said.code, 0, "{}", said.stderr);
     assert_eq!(said.stderr.matches("again   flaky").count(), 2, "{}", said.stderr);
     assert_eq!(space.read("tries").lines().count(), 3);
+    // Each wait is twice as long as the one before.
+    let space =
+        Space::of_commands("stages: {bad: {run: exit 1, outputs: [out], retry: {attempts: 4, backoff: 100ms}}}\n");
+    let began = std::time::Instant::now();
+    let said = space.run(&["run", "--json"]);
+    assert!(said.code == 1 && began.elapsed() >= std::time::Duration::from_millis(700), "{}", said.stdout);
+    let events = said.stdout.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let waits: Vec<f64> = events.filter_map(|event| event["in_seconds"].as_f64()).collect();
+    assert_eq!(waits, [0.1, 0.2, 0.4]);
 }
 
 /// What is for people appears in the results folder, whoever made it.

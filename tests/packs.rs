@@ -21,6 +21,7 @@ def write(folder, name, text):
         file.write(text)
 def work(how, folder, instance):
     if how == "slow": time.sleep(1.5)
+    if how == "brief": time.sleep(0.05)
     if how == "hang": time.sleep(600)
     if how == "segv": os.kill(os.getpid(), signal.SIGSEGV)
     if how == "nothing": return say("done", environment={})
@@ -71,8 +72,13 @@ pub fn space(stages: &str) -> Space {
 
 fn with_argument(argument: &str, stages: &str) -> Space {
     let space = Space::of_commands(&format!("packs: [python3 odd.py {argument}]\nstages:\n{stages}"));
-    space.write("odd.py", ODD);
+    bring(&space);
     space
+}
+
+/// Brings that pack's program into a project.
+pub fn bring(space: &Space) {
+    space.write("odd.py", ODD);
 }
 
 /// Runs a stage that misbehaves beside one that does not.

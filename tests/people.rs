@@ -138,6 +138,17 @@ fn what_a_run_was_asked_for_is_kept_and_its_advice_names_the_project() {
     let request: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(run.join("request.json")).unwrap()).unwrap();
     assert_eq!(request["chosen"], serde_json::json!({"only": ["fit"], "except": ["other"]}));
+    let earlier = run;
+    space.run(&["run", "--plain", "-m", "my study.yaml", "--from", "fit", "--force"]);
+    let later: Vec<_> = std::fs::read_dir(space.path(".siteline/runs"))
+        .unwrap()
+        .map(|run| run.unwrap().path())
+        .filter(|run| *run != earlier)
+        .collect();
+    let [later] = later.as_slice() else { panic!("{later:?}") };
+    let request: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(later.join("request.json")).unwrap()).unwrap();
+    assert_eq!(request["chosen"], serde_json::json!({"from": ["fit"], "force": ["*"]}));
 }
 
 #[test]

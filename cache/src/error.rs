@@ -39,6 +39,12 @@ pub enum StoreError {
         /// The link, socket or device.
         path: PathBuf,
     },
+    /// A stage left something whose name is no text.
+    #[error("the name of {} is not UTF-8", path.display())]
+    NotText {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// A folder, pipe or device where a file is to be read.
     #[error("{} is no plain file", path.display())]
     NotPlain {

@@ -148,6 +148,10 @@ impl Journal {
         if self.entries.len() - self.indexed < index::WORTH.max(self.indexed / 16) {
             return Ok(());
         }
+        self.write_index(tmp)
+    }
+
+    fn write_index(&mut self, tmp: &Path) -> Result<()> {
         let settled = |segment: &Segment| !segment.live || self.own.as_ref() == Some(&segment.name);
         let mut places = vec![None; self.segments.len()];
         let mut fresh = index::Building::default();

@@ -62,15 +62,15 @@ fn collect(dir: &Path, prefix: &str, files: &mut Vec<String>) -> Result<()> {
         let entry = entry.map_err(StoreError::io("read", dir))?;
         let (path, kind) = (entry.path(), entry.file_type().map_err(StoreError::io("read", dir))?);
         // Named as whoever made it knows it: the folder is one for the time being.
-        let not_a_file = || StoreError::NotAFile { path: Path::new(prefix).join(entry.file_name()) };
-        let name = entry.file_name().into_string().map_err(|_| not_a_file())?;
+        let known_as = || Path::new(prefix).join(entry.file_name());
+        let name = entry.file_name().into_string().map_err(|_| StoreError::NotText { path: known_as() })?;
         let relative = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
         if kind.is_dir() {
             collect(&path, &relative, files)?;
         } else if kind.is_file() {
             files.push(relative);
         } else {
-            return Err(not_a_file());
+            return Err(StoreError::NotAFile { path: known_as() });
         }
     }
     Ok(())

@@ -12,8 +12,10 @@ pub struct Diagnostic {
     pub file: PathBuf,
     /// The offending text in it.
     pub span: Option<Span>,
-    /// What is wrong, in one sentence.
+    /// What is wrong, in one sentence. Names in it may hold anything: whoever shows it brings it into one line.
     pub message: String,
+    /// What goes with it, in lines of its own, such as a path through the graph.
+    pub detail: Option<String>,
     /// What would probably mend it.
     pub hint: Option<String>,
 }

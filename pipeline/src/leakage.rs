@@ -10,18 +10,18 @@ use petgraph::graph::NodeIndex;
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::graph::{Graph, Instance};
-use crate::manifest::Loaded;
+use crate::manifest::{Kinds, Loaded};
 use crate::protocol::{Identities, Role, SourceFrom, StageKind};
 
 /// Whether what an instance reads by an input is made known as an oracle's: it chooses a model, and tables say so.
-fn is_oracle(kinds: &[StageKind], graph: &Graph, reader: NodeIndex, input: &str) -> bool {
+fn is_oracle(kinds: &Kinds, graph: &Graph, reader: NodeIndex, input: &str) -> bool {
     let kind = &kinds[graph.dag[reader].kind];
     kind.inputs.iter().any(|spec| spec.name == input && spec.role == Role::Oracle)
 }
 
 /// Which kinds have an input of a role.
-fn kinds_with(kinds: &[StageKind], role: Role) -> Vec<bool> {
-    kinds.iter().map(|kind| kind.inputs.iter().any(|input| input.role == role)).collect()
+fn kinds_with(kinds: &Kinds, role: Role) -> Vec<bool> {
+    kinds.values().map(|kind| kind.inputs.iter().any(|input| input.role == role)).collect()
 }
 
 /// The sites whose raw files reached each instance, other than by an oracle.
@@ -49,7 +49,7 @@ pub fn sites(loaded: &Loaded, graph: &Graph) -> Reached {
     let names: Vec<String> = loaded.manifest.sites.keys().cloned().collect();
     let mut sites = vec![FixedBitSet::new(); graph.dag.node_count()];
     let reads_site = |kind: &StageKind| kind.sources.iter().any(|source| source.from == SourceFrom::Site);
-    if !loaded.kinds.iter().any(reads_site) {
+    if !loaded.kinds.values().any(reads_site) {
         return Reached { names, sites };
     }
     for node in &graph.order {
@@ -111,6 +111,7 @@ fn check_oracles(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
         hint: Some(
             "only `evaluate`, `select` and `table` keep the mark of an oracle; choose by another protocol".into(),
         ),
+        detail: None,
     };
     stages.into_iter().map(diagnostic).collect()
 }
@@ -190,10 +191,10 @@ fn check_sites(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
                 file: loaded.path.clone(),
                 span: Some(if span.is_empty() { key_span } else { span }),
                 message: format!(
-                    "leakage: `{}` scores a model on the site `{site}`, which reached its training{others}\n  by way of {}",
-                    path[0],
-                    path[1..].join("\n         from ")
+                    "leakage: `{}` scores a model on the site `{site}`, which reached its training{others}",
+                    path[0]
                 ),
+                detail: Some(format!("  by way of {}", path[1..].join("\n         from "))),
                 hint: Some(format!(
                     "keep it out with `where: site != held_out` in the training's `needs`, or write `in_domain: true` in the stage `{stage}` to report it as in-domain"
                 )),
@@ -203,7 +204,7 @@ fn check_sites(loaded: &Loaded, graph: &Graph) -> Vec<Diagnostic> {
 }
 
 /// From the scorer through the model back to the raw files of `site`.
-fn leak_path(kinds: &[StageKind], graph: &Graph, scorer: NodeIndex, site: &str, reached: &Reached) -> Vec<NodeIndex> {
+fn leak_path(kinds: &Kinds, graph: &Graph, scorer: NodeIndex, site: &str, reached: &Reached) -> Vec<NodeIndex> {
     let kind = &kinds[graph.dag[scorer].kind];
     let is_model = |input: &str| kind.inputs.iter().any(|spec| spec.name == input && spec.role == Role::Model);
     let carries = |node: &NodeIndex| reached.has(*node, site);

@@ -32,7 +32,7 @@ struct Linter<'a> {
 impl Linter<'_> {
     fn warn(&mut self, span: Span, message: String, hint: &str) {
         let hint = (!hint.is_empty()).then(|| hint.to_owned());
-        self.found.push(Diagnostic { file: self.loaded.path.clone(), span: Some(span), message, hint });
+        self.found.push(Diagnostic { file: self.loaded.path.clone(), span: Some(span), message, hint, detail: None });
     }
 
     fn unused_names(&mut self) {
@@ -52,7 +52,7 @@ impl Linter<'_> {
             );
         }
         let reads = |stage: &Stage, from: &SourceFrom| {
-            let kind = self.loaded.kinds.iter().find(|kind| Some(&kind.name) == stage.uses.as_ref());
+            let kind = stage.uses.as_ref().and_then(|uses| self.loaded.kinds.get(uses));
             kind.is_some_and(|kind| kind.sources.iter().any(|source| source.from == *from))
         };
         let sites_read = stages().any(|stage| reads(stage, &SourceFrom::Site));
@@ -156,7 +156,7 @@ impl Linter<'_> {
     fn renamed_values(&mut self) {
         let Some(axes) = self.loaded.tree.get("axes") else { return };
         let NodeValue::Map(axes) = &axes.value.value else { return };
-        for axis in axes {
+        for (name, axis) in axes {
             let NodeValue::List(items) = &axis.value.value else { continue };
             for item in items.iter().filter(|item| matches!(item.value, NodeValue::Number(_))) {
                 let Some(text) = item.written(&self.loaded.text) else { continue };
@@ -165,7 +165,7 @@ impl Linter<'_> {
                     text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') || text.starts_with("0x");
                 let Ok(value) = serde_json::from_value::<AxisValue>(item.to_json()) else { continue };
                 if may_be_name && value.label() != text {
-                    let message = format!("`{text}` on the axis `{}` is called `{}`", axis.key, value.label());
+                    let message = format!("`{text}` on the axis `{name}` is called `{}`", value.label());
                     self.warn(item.span.clone(), message, &format!("write `\"{text}\"` if it is a name"));
                 }
             }

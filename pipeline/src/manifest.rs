@@ -420,6 +420,9 @@ pub struct PointParams {
     pub with: Map<String, Value>,
 }
 
+/// Stage kinds by name, those of packs in their order.
+pub type Kinds = indexmap::IndexMap<String, StageKind>;
+
 /// A manifest that was read and fits its schema.
 #[derive(Clone, Debug)]
 pub struct Loaded {
@@ -436,7 +439,7 @@ pub struct Loaded {
     /// What the command line changed.
     pub overrides: Vec<Override>,
     /// The stage kinds: those of the packs, and one for each stage that runs a command.
-    pub kinds: Vec<StageKind>,
+    pub kinds: Kinds,
     /// Where each kind's work is done, in the order of `kinds`.
     pub homes: Vec<Home>,
     /// The axes by name, the implicit `site` included.
@@ -468,11 +471,12 @@ impl Loaded {
 
     /// The kind of a stage, by its place among `kinds`.
     pub fn kind_of(&self, stage: &str) -> usize {
-        let name = match &self.manifest.stages[stage].uses {
-            Some(kind) => kind.clone(),
-            None => command::kind_name(stage),
-        };
-        self.kinds.iter().position(|kind| kind.name == name).expect("the manifest was checked")
+        self.kinds.get_index_of(&self.kind_name_of(stage)).expect("the manifest was checked")
+    }
+
+    /// The name of a stage's kind.
+    fn kind_name_of(&self, stage: &str) -> String {
+        self.manifest.stages[stage].uses.clone().unwrap_or_else(|| command::kind_name(stage))
     }
 }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use siteline_cache::Digest;
 
 use crate::executor::processes;
-use crate::printable::printable;
+use crate::printable::{on_one_line, printable};
 use crate::protocol::{self, Reply, Request, StageKind};
 
 /// Where a kind's work is done.
@@ -42,13 +42,13 @@ pub struct Pack {
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
     /// The program is not there.
-    #[error("the worker {} is not there", program.display())]
+    #[error("the worker {} is not there", on_one_line(&program.display().to_string()))]
     Missing {
         /// Where it was looked for.
         program: PathBuf,
     },
     /// The program does not start or does not answer.
-    #[error("the worker {} does not describe its stage kinds: {reason}", program.display())]
+    #[error("the worker {} does not describe its stage kinds: {reason}", on_one_line(&program.display().to_string()))]
     Silent {
         /// The program.
         program: PathBuf,
@@ -62,7 +62,7 @@ pub enum PackError {
         message: String,
     },
     /// The program speaks another version of the protocol.
-    #[error("the worker {} speaks version {found} of the stage protocol; this siteline speaks {}", program.display(), protocol::VERSION)]
+    #[error("the worker {} speaks version {found} of the stage protocol; this siteline speaks {}", on_one_line(&program.display().to_string()), protocol::VERSION)]
     Version {
         /// The program.
         program: PathBuf,

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use petgraph::graph::NodeIndex;
+use rustc_hash::FxHashMap;
 
 use crate::graph::Graph;
 use crate::protocol::{self, Resources};
@@ -176,10 +177,10 @@ impl<'a> Schedule<'a> {
         let count = graph.dag.node_count();
         let mut classes: Vec<Class> = Vec::new();
         let mut class_of = vec![0; count];
+        let mut known: FxHashMap<*const Resources, usize> = FxHashMap::default();
         for node in open.iter().copied() {
             let resources = &graph.dag[node].resources;
-            let known = classes.iter().position(|class| Arc::ptr_eq(&class.resources, resources));
-            class_of[node.index()] = known.unwrap_or_else(|| {
+            class_of[node.index()] = *known.entry(Arc::as_ptr(resources)).or_insert_with(|| {
                 classes.push(Class {
                     resources: resources.clone(),
                     ahead: ahead(node),

@@ -203,24 +203,24 @@ impl<'a> Checker<'a> {
         static NONE: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
         let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&NONE);
         let further = schema.get("additionalProperties");
-        for entry in entries {
-            if let Some(property) = properties.get(&entry.key) {
-                self.node(&entry.value, property, &format!("`{}`", entry.key));
+        for (key, entry) in entries {
+            if let Some(property) = properties.get(key) {
+                self.node(&entry.value, property, &format!("`{key}`"));
             } else if let Some(of) = further.filter(|f| f.is_object()) {
-                self.node(&entry.value, of, &format!("`{}`", entry.key));
+                self.node(&entry.value, of, &format!("`{key}`"));
             } else if further == Some(&Value::Bool(false)) {
                 let known = properties.keys().map(String::as_str);
                 let list: Vec<_> = properties.keys().map(|k| format!("`{k}`")).collect();
                 let takes = format!("{what} takes {}", list.join(", "));
-                let hint = match nearest(&entry.key, known) {
+                let hint = match nearest(key, known) {
                     Some(close) => format!("did you mean `{close}`? {takes}"),
                     None => takes,
                 };
-                self.add(&entry.key_span, format!("{what} has no `{}`", entry.key), Some(hint));
+                self.add(&entry.key_span, format!("{what} has no `{key}`"), Some(hint));
             }
         }
         for name in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
-            if !entries.iter().any(|entry| entry.key == name) {
+            if !entries.contains_key(name) {
                 let about =
                     properties.get(name).and_then(|p| self.resolve(p).get("description").or(p.get("description")));
                 let hint = about.and_then(Value::as_str).map(|d| format!("`{name}`: {}", first_sentence(d)));

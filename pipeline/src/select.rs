@@ -40,7 +40,7 @@ impl Selection {
         if selected.is_empty() && graph.dag.node_count() > 0 {
             let message = "nothing is left to run: what `--only` and `--except` say leaves no instance".to_owned();
             return Err(Diagnostics {
-                list: vec![Diagnostic { file: loaded.path.clone(), span: None, message, hint: None }],
+                list: vec![Diagnostic { file: loaded.path.clone(), span: None, message, hint: None, detail: None }],
             });
         }
         let mut forced = match self.force {
@@ -65,7 +65,7 @@ pub fn fitting(loaded: &Loaded, graph: &Graph, patterns: &[InstancePattern]) -> 
             let message = format!("no instance fits `{pattern}`");
             let hint = Some(hint(loaded, pattern));
             return Err(Diagnostics {
-                list: vec![Diagnostic { file: loaded.path.clone(), span: None, message, hint }],
+                list: vec![Diagnostic { file: loaded.path.clone(), span: None, message, hint, detail: None }],
             });
         }
     }

@@ -239,7 +239,7 @@ impl<'a> Sources<'a> {
 
     fn error(&self, place: &[&str], message: String, hint: Option<String>) -> Diagnostic {
         let span = Some(self.loaded.place(place));
-        Diagnostic { file: self.loaded.path.clone(), span, message, hint }
+        Diagnostic { file: self.loaded.path.clone(), span, message, hint, detail: None }
     }
 
     /// A path as written to one that can be opened.

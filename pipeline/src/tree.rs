@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use indexmap::IndexMap;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Number, Value};
 use serde_yaml::Spanned;
@@ -33,14 +34,12 @@ pub enum NodeValue {
     /// A list.
     List(Vec<Node>),
     /// A map, in the order in which it is written.
-    Map(Vec<Entry>),
+    Map(IndexMap<String, Entry>),
 }
 
 /// One entry of a map.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// The key.
-    pub key: String,
     /// Where the key stands.
     pub key_span: Span,
     /// The value.
@@ -86,7 +85,7 @@ impl Node {
     /// The entry of a map.
     pub fn get(&self, key: &str) -> Option<&Entry> {
         match &self.value {
-            NodeValue::Map(entries) => entries.iter().find(|entry| entry.key == key),
+            NodeValue::Map(entries) => entries.get(key),
             _ => None,
         }
     }
@@ -118,7 +117,7 @@ impl Node {
             NodeValue::Text(text) => Value::String(text.clone()),
             NodeValue::List(items) => items.iter().map(Node::to_json).collect(),
             NodeValue::Map(entries) => {
-                Value::Object(entries.iter().map(|entry| (entry.key.clone(), entry.value.to_json())).collect())
+                Value::Object(entries.iter().map(|(key, entry)| (key.clone(), entry.value.to_json())).collect())
             }
         }
     }
@@ -156,11 +155,14 @@ fn strip_place(message: &str) -> String {
 /// The bytes of the token at `at`. The parser knows where a token begins; it ends with its line, a comment or, for
 /// a plain or quoted scalar, with itself.
 fn span_of(at: &serde_yaml::Location, text: &str) -> Span {
-    let line = (at.line() as usize).saturating_sub(1);
-    let start_of_line: usize = text.split_inclusive('\n').take(line).map(str::len).sum();
-    let rest = &text[start_of_line..];
-    let column = (at.column() as usize).saturating_sub(1);
-    let start = start_of_line + rest.char_indices().nth(column).map_or_else(|| rest.len(), |(i, _)| i);
+    let known = at.span().byte_offset().and_then(|offset| usize::try_from(offset).ok());
+    let start = known.filter(|start| text.is_char_boundary(*start)).unwrap_or_else(|| {
+        let line = (at.line() as usize).saturating_sub(1);
+        let start_of_line: usize = text.split_inclusive('\n').take(line).map(str::len).sum();
+        let rest = &text[start_of_line..];
+        let column = (at.column() as usize).saturating_sub(1);
+        start_of_line + rest.char_indices().nth(column).map_or_else(|| rest.len(), |(i, _)| i)
+    });
     let token = text[start..].lines().next().unwrap_or("");
     start..start + token_length(token)
 }
@@ -203,10 +205,9 @@ impl Raw {
             Tree::Map(entries) => NodeValue::Map(
                 entries
                     .into_iter()
-                    .map(|(key, value)| Entry {
-                        key_span: span_of(&key.referenced, text),
-                        key: key.value,
-                        value: Raw(value).into_node(text),
+                    .map(|(key, value)| {
+                        let key_span = span_of(&key.referenced, text);
+                        (key.value, Entry { key_span, value: Raw(value).into_node(text) })
                     })
                     .collect(),
             ),
@@ -262,8 +263,9 @@ impl<'de> Visitor<'de> for TreeVisitor {
     }
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Tree, A::Error> {
         let mut map: Vec<(Spanned<String>, Spanned<Tree>)> = Vec::new();
+        let mut known = std::collections::HashSet::new();
         while let Some(key) = entries.next_key::<Spanned<String>>()? {
-            if map.iter().any(|(known, _)| known.value == key.value) {
+            if !known.insert(key.value.clone()) {
                 return Err(de::Error::custom(format!("the key `{}` stands here twice", key.value)));
             }
             map.push((key, entries.next_value()?));

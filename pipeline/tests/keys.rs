@@ -126,6 +126,22 @@ fn files() -> Vec<KeyFile<'static>> {
     ]
 }
 
+/// The settings in a value by their names as `why` gives them: groups are taken apart, and a name that reads like two is quoted.
+fn settings(name: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+    match value.as_object().filter(|map| !map.is_empty()) {
+        None => drop(into.insert(name.to_owned(), value.clone())),
+        Some(map) => map.iter().for_each(|(key, value)| {
+            let key = if key.contains('.') { format!("{key:?}") } else { key.clone() };
+            settings(&format!("{name}.{key}"), value, into);
+        }),
+    }
+}
+
+/// The value that a text of `why` stands for.
+fn meant(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| text.into())
+}
+
 /// Makes an edit. Returns sets of words: `why` must have a line with all words of each.
 fn apply(edit: &Edit, recipe: &mut Recipe, files: &mut Vec<KeyFile<'static>>) -> Vec<Vec<String>> {
     let short = |text: &str| digest(text).short();
@@ -206,6 +222,26 @@ proptest! {
         let has = |words: &Vec<String>| lines.iter().any(|line| words.iter().all(|word| line.contains(word.as_str())));
         prop_assert!(told.iter().all(has), "{:?} is not told by {:?}", edit, lines);
         prop_assert!(changes.iter().all(|change| change.before != change.after), "{:?}", lines);
+    }
+
+    /// Not just that something changed: each setting that differs, with the value that it had and the value that it has.
+    #[test]
+    fn each_setting_that_differs_is_told_with_its_old_and_its_new_value(old in values(), new in values()) {
+        let recipes = [&old, &new].map(|value| recipe(json!({"a": value})));
+        let [before, after] = recipes.each_ref().map(|recipe| KeyParts::new(recipe, files()));
+        let [had, has] = [&old, &new].map(|value| {
+            let mut all = BTreeMap::new();
+            settings("parameter a", value, &mut all);
+            all
+        });
+        let changes = why::changes(&record(&before), &after);
+        let told: BTreeMap<String, [Option<Value>; 2]> = changes
+            .into_iter()
+            .map(|change| (change.what, [change.before, change.after].map(|text| text.map(|text| meant(&text)))))
+            .collect();
+        let names = had.keys().chain(has.keys()).filter(|name| had.get(*name) != has.get(*name));
+        let expected = names.map(|name| (name.clone(), [had.get(name).cloned(), has.get(name).cloned()])).collect();
+        prop_assert_eq!(told, expected);
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Phantoms {
 /// or not at all.
 pub fn draw(pack: &Pack, file: &Path, out: &Path, force: bool) -> Result<usize, CommandError> {
     let text = std::fs::read_to_string(file).map_err(CommandError::file("read", file))?;
-    let at = |span, message: String, hint| Diagnostic { file: file.to_owned(), span, message, hint };
+    let at = |span, message: String, hint| Diagnostic { file: file.to_owned(), span, message, hint, detail: None };
     let mut tree = Node::parse(&text).map_err(|bad| Diagnostics { list: vec![at(bad.span, bad.message, None)] })?;
     let kind = pack.kinds.iter().find(|kind| kind.name == "phantoms");
     let kind = kind.ok_or_else(|| CommandError::request("this worker cannot draw phantoms", None))?;
@@ -90,9 +90,9 @@ pub fn draw(pack: &Pack, file: &Path, out: &Path, force: bool) -> Result<usize, 
 /// Takes sites out of the tree that have a folder already.
 fn keep_missing(tree: &mut Node, out: &Path) {
     let siteline_pipeline::tree::NodeValue::Map(entries) = &mut tree.value else { return };
-    for entry in entries.iter_mut().filter(|entry| entry.key == "sites") {
-        if let siteline_pipeline::tree::NodeValue::Map(sites) = &mut entry.value.value {
-            sites.retain(|site| !out.join(&site.key).exists());
-        }
+    if let Some(entry) = entries.get_mut("sites")
+        && let siteline_pipeline::tree::NodeValue::Map(sites) = &mut entry.value.value
+    {
+        sites.retain(|site, _| !out.join(site).exists());
     }
 }

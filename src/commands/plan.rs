@@ -101,24 +101,22 @@ pub struct StageCount {
 impl StageCount {
     /// Counts all instances, or those that are `shown`; stages that have none of these are left out.
     pub fn of_all(planner: &Planner, plan: &Planned, shown: Option<&BTreeSet<NodeIndex>>) -> Vec<Self> {
-        let mut counts: Vec<Self> = Vec::new();
+        let stages = &planner.loaded.manifest.stages;
+        let mut counts: Vec<Self> =
+            stages.keys().map(|stage| Self { stage: stage.clone(), ..Self::default() }).collect();
         let asked = |node: &NodeIndex| shown.is_none_or(|shown| shown.contains(node));
-        for stage in planner.loaded.manifest.stages.keys() {
-            let mut count = Self { stage: stage.clone(), ..Self::default() };
-            let of_stage = |node: &NodeIndex| *planner.graph.dag[*node].stage == **stage && asked(node);
-            for node in planner.graph.dag.node_indices().filter(of_stage) {
-                match plan.state(node) {
-                    State::Cached(_) => count.cached += 1,
-                    State::Stale { .. } => count.run += 1,
-                    State::Waiting { .. } => count.wait += 1,
-                    State::NotSelected => {}
-                }
+        for node in planner.graph.dag.node_indices().filter(asked) {
+            let place = stages.get_index_of(planner.graph.dag[node].stage.as_ref()).expect("instances are of stages");
+            let count = &mut counts[place];
+            match plan.state(node) {
+                State::Cached(_) => count.cached += 1,
+                State::Stale { .. } => count.run += 1,
+                State::Waiting { .. } => count.wait += 1,
+                State::NotSelected => continue,
             }
-            count.all = count.cached + count.run + count.wait;
-            if shown.is_none() || count.all > 0 {
-                counts.push(count);
-            }
+            count.all += 1;
         }
+        counts.retain(|count| shown.is_none() || count.all > 0);
         counts
     }
 }

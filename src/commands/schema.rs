@@ -109,7 +109,7 @@ fn kinds(common: &Common) -> Result<Vec<StageKind>, CommandError> {
     let Some(path) = manifest_path(common) else { return Ok(pack.kinds) };
     match manifest::load(&path, &overrides(common)?, &pack) {
         Ok(loaded) => {
-            let all = loaded.kinds.into_iter().zip(loaded.homes);
+            let all = loaded.kinds.into_values().zip(loaded.homes);
             Ok(all.filter(|(_, home)| *home != Home::Command).map(|(kind, _)| kind).collect())
         }
         Err(e) => {

@@ -42,13 +42,13 @@ fn append(journal: &mut Journal, writer: &mut Option<Writer>, name: &str, frames
     journal.appended(writer, entries);
 }
 
-fn indexed(folder: &Path) -> Vec<Record> {
-    let samples: Vec<Record> = (0..300).map(|n| sample(&n.to_string())).collect();
+/// A folder with a journal of so many records and its index.
+fn indexed(folder: &Path, count: usize) -> Vec<Record> {
+    let samples: Vec<Record> = (0..count).map(|n| sample(&n.to_string())).collect();
     let mut journal = Journal::open(folder).unwrap();
     let frames: Vec<(&Record, bool)> = samples.iter().map(|record| (record, true)).collect();
     append(&mut journal, &mut None, "a", &frames);
-    journal.index(folder).unwrap();
-    assert!(folder.join(index::NAME).exists());
+    journal.write_index(folder).unwrap();
     samples
 }
 
@@ -65,38 +65,51 @@ fn hits(folder: &Path, samples: &[Record]) -> (Journal, usize) {
 #[test]
 fn the_index_says_what_the_journals_say_and_grows_with_them() {
     let dir = tempfile::tempdir().unwrap();
-    let mut samples = indexed(dir.path());
+    let mut samples = indexed(dir.path(), 3);
     let (mut journal, found) = hits(dir.path(), &samples);
-    assert_eq!((journal.indexed, found), (300, 300));
-    assert_eq!(journal.records().len(), 300);
+    assert_eq!((journal.indexed, found), (3, 3));
+    assert_eq!(journal.records().len(), 3);
     samples.push(sample("further"));
-    append(&mut journal, &mut None, "b", &[(&samples[300], true)]);
+    append(&mut journal, &mut None, "b", &[(&samples[3], true)]);
+    let (mut journal, found) = hits(dir.path(), &samples);
+    assert_eq!((journal.indexed, found), (3, 4));
+    // A few more are not worth another one; many are.
+    journal.index(dir.path()).unwrap();
+    assert_eq!(hits(dir.path(), &samples).0.indexed, 3);
+    let more: Vec<Record> = (0..index::WORTH).map(|n| sample(&format!("more {n}"))).collect();
+    append(&mut journal, &mut None, "c", &more.iter().map(|record| (record, true)).collect::<Vec<_>>());
+    journal.index(dir.path()).unwrap();
+    samples.extend(more);
     let (journal, found) = hits(dir.path(), &samples);
-    assert_eq!((journal.indexed, found), (300, 301));
+    assert_eq!((journal.indexed, found), (index::WORTH + 4, index::WORTH + 4));
 }
 
 /// Whatever becomes of the index, hits are those of the journals.
 #[test]
-fn a_damaged_index_or_one_of_other_journals_is_not_believed() {
+fn an_index_cut_at_any_length_or_with_any_bit_flipped_or_of_other_journals_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
-    let samples = indexed(dir.path());
+    let samples = indexed(dir.path(), 3);
     let path = dir.path().join(index::NAME);
     let whole = fs::read(&path).unwrap();
-    for place in (0..whole.len()).step_by(97) {
-        let mut damaged = whole.clone();
-        damaged[place] ^= 1 << (place % 8);
-        fs::write(&path, &damaged).unwrap();
-        let (journal, found) = hits(dir.path(), &samples);
-        assert_eq!((journal.indexed, found), (0, 300), "byte {place}");
+    for place in 0..whole.len() {
         fs::write(&path, &whole[..place]).unwrap();
-        assert_eq!(hits(dir.path(), &samples).1, 300, "cut at {place}");
+        let (journal, found) = hits(dir.path(), &samples);
+        assert_eq!((journal.indexed, found), (0, 3), "cut at {place}");
+        for bit in 0..8 {
+            let mut damaged = whole.clone();
+            damaged[place] ^= 1 << bit;
+            fs::write(&path, &damaged).unwrap();
+            let (journal, found) = hits(dir.path(), &samples);
+            assert_eq!((journal.indexed, found), (0, 3), "bit {bit} of byte {place}");
+        }
     }
     fs::write(&path, &whole).unwrap();
+    assert_eq!(hits(dir.path(), &samples).0.indexed, 3);
     let records = dir.path().join("a.records");
     let journal = fs::read(&records).unwrap();
     fs::write(&records, &journal[..journal.len() - 1]).unwrap();
     let (journal, found) = hits(dir.path(), &samples);
-    assert_eq!((journal.indexed, found), (0, 299), "the journal was cut short");
+    assert_eq!((journal.indexed, found), (0, 2), "the journal was cut short");
     fs::remove_file(&records).unwrap();
     assert_eq!(hits(dir.path(), &samples).1, 0, "the journal is gone");
 }

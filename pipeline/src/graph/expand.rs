@@ -54,7 +54,7 @@ impl<'a> Builder<'a> {
 
     pub(super) fn diagnostic(&self, path: &[&str], message: String, hint: Option<String>) -> Diagnostic {
         let span = Some(self.loaded.place(path));
-        Diagnostic { file: self.loaded.path.clone(), span, message, hint }
+        Diagnostic { file: self.loaded.path.clone(), span, message, hint, detail: None }
     }
 
     pub(super) fn give_up(&mut self) -> Result<(), Diagnostics> {

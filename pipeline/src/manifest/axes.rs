@@ -40,6 +40,7 @@ pub(super) fn of(
                 span: Some(tree.nearest(&["axes", name, "from"]).span.clone()),
                 message,
                 hint: Some(format!("the file is looked for in {}", root.display())),
+                detail: None,
             })?),
         };
         axes.insert(name.clone(), axis);

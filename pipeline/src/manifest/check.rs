@@ -46,7 +46,7 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn add(&mut self, span: Span, message: String, hint: Option<String>) {
-        self.found.push(Diagnostic { file: self.loaded.path.clone(), span: Some(span), message, hint });
+        self.found.push(Diagnostic { file: self.loaded.path.clone(), span: Some(span), message, hint, detail: None });
     }
 
     fn span(&self, path: &[&str]) -> Span {
@@ -127,7 +127,7 @@ impl Checker<'_> {
             }
         }
         let encodes = |stage: &Stage| {
-            let kind = self.loaded.kinds.iter().find(|kind| Some(&kind.name) == stage.uses.as_ref());
+            let kind = stage.uses.as_ref().and_then(|uses| self.loaded.kinds.get(uses));
             kind.is_some_and(|kind| kind.sources.iter().any(|source| source.from == SourceFrom::Backbone))
         };
         // An axis that only commands look at may be called so and mean something else.
@@ -174,7 +174,7 @@ impl Checker<'_> {
     /// A stage that a `selection` added: its origin is checked as written, here is only what the kinds decide.
     fn added(&mut self, name: &str, stage: &Stage) {
         let wanted = stage.uses.as_deref().unwrap_or_default();
-        match self.loaded.kinds.iter().find(|kind| kind.name == wanted) {
+        match self.loaded.kinds.get(wanted) {
             Some(kind) => {
                 for (input, need) in &stage.needs {
                     self.files(name, input, &need.join().stage, kind);
@@ -201,8 +201,8 @@ impl Checker<'_> {
                 return self.add(self.loaded.tree.key_span(&["stages", name]), message, Some(hint));
             }
         };
-        let Some(kind) = kinds.iter().find(|kind| kind.name == wanted) else {
-            let names = kinds.iter().filter(|k| !command::is_command(k)).map(|k| k.name.as_str());
+        let Some(kind) = kinds.get(&wanted) else {
+            let names = kinds.values().filter(|k| !command::is_command(k)).map(|k| k.name.as_str());
             let hint = suggest(&wanted, "the stage kinds are", names.collect::<Vec<_>>());
             return self.add(
                 self.span(&["stages", name, "uses"]),

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Loaded, Manifest, check, json_schema};
+use super::{Kinds, Loaded, Manifest, check, json_schema};
 use crate::diagnostic::{Diagnostic, Diagnostics, suggest};
 use crate::pack::{Home, Pack};
-use crate::protocol::{Role, StageKind};
+use crate::protocol::Role;
 use crate::tree::{Entry, Node, NodeValue};
 
 /// `--set stages.train.with.epochs=2`.
@@ -46,7 +46,7 @@ impl Override {
 /// All that is wrong, each with its place.
 pub fn load(path: &Path, overrides: &[Override], built_in: &Pack) -> Result<Loaded, Diagnostics> {
     let plain = |message: String, hint: Option<String>| Diagnostics {
-        list: vec![Diagnostic { file: path.to_owned(), span: None, message, hint }],
+        list: vec![Diagnostic { file: path.to_owned(), span: None, message, hint, detail: None }],
     };
     let text = std::fs::read_to_string(path).map_err(|e| {
         let hint = (e.kind() == std::io::ErrorKind::NotFound)
@@ -54,13 +54,19 @@ pub fn load(path: &Path, overrides: &[Override], built_in: &Pack) -> Result<Load
         plain(format!("failed to read the manifest {}: {e}", path.display()), hint)
     })?;
     let mut tree = Node::parse(&text).map_err(|bad| Diagnostics {
-        list: vec![Diagnostic { file: path.to_owned(), span: bad.span, message: bad.message, hint: None }],
+        list: vec![Diagnostic {
+            file: path.to_owned(),
+            span: bad.span,
+            message: bad.message,
+            hint: None,
+            detail: None,
+        }],
     })?;
     let written = axes_of(&tree);
     for change in overrides {
         apply(&mut tree, change).map_err(|message| plain(message, None))?;
     }
-    let at = |span, message, hint| Diagnostic { file: path.to_owned(), span: Some(span), message, hint };
+    let at = |span, message, hint| Diagnostic { file: path.to_owned(), span: Some(span), message, hint, detail: None };
     let misfits = crate::schema::check(&tree, &text, &json_schema(), "the manifest");
     if !misfits.is_empty() {
         return Err(sorted(misfits.into_iter().map(|m| at(m.span, m.message, m.hint)).collect()));
@@ -78,8 +84,11 @@ pub fn load(path: &Path, overrides: &[Override], built_in: &Pack) -> Result<Load
     let one = |diagnostic| Diagnostics { list: vec![diagnostic] };
     let mut axes = super::axes::of(path, &tree, &manifest, &root).map_err(one)?;
     let added = super::selection::spell_out(path, &tree, &mut manifest, &mut axes).map_err(sorted)?;
-    let (kinds, homes) = all_kinds(&manifest, built_in, &root).map_err(|(place, message)| {
-        one(at(tree.nearest(&["packs", &place.to_string()]).span.clone(), message, None))
+    let (kinds, homes) = all_kinds(&manifest, built_in, &root).map_err(|(place, said)| {
+        // A program that ends may say why in many lines.
+        let (message, detail) = said.split_once('\n').map_or((&*said, None), |(first, rest)| (first, Some(rest)));
+        let diagnostic = at(tree.nearest(&["packs", &place.to_string()]).span.clone(), message.to_owned(), None);
+        one(Diagnostic { detail: detail.map(str::to_owned), ..diagnostic })
     })?;
     let overrides = overrides.to_vec();
     let loaded = Loaded { path: path.to_owned(), text, tree, manifest, root, overrides, kinds, homes, axes, added };
@@ -88,12 +97,8 @@ pub fn load(path: &Path, overrides: &[Override], built_in: &Pack) -> Result<Load
 }
 
 /// The kinds of all packs, and one for each stage that runs a command. An error comes with the place of its pack.
-fn all_kinds(
-    manifest: &Manifest,
-    built_in: &Pack,
-    root: &Path,
-) -> Result<(Vec<StageKind>, Vec<Home>), (usize, String)> {
-    let mut kinds = built_in.kinds.clone();
+fn all_kinds(manifest: &Manifest, built_in: &Pack, root: &Path) -> Result<(Kinds, Vec<Home>), (usize, String)> {
+    let mut kinds: Kinds = built_in.kinds.iter().map(|kind| (kind.name.clone(), kind.clone())).collect();
     let mut homes = vec![Home::Pack(built_in.command.clone()); kinds.len()];
     for (place, text) in manifest.packs.iter().enumerate() {
         let pack = Pack::ask(text, root).map_err(|e| (place, e.to_string()))?;
@@ -105,15 +110,15 @@ fn all_kinds(
                     format!("`{input}` of the stage kind `{kind}` has the role `oracle`, which is `select`'s"),
                 ));
             }
-            if kinds.iter().any(|known| known.name == kind.name) {
+            if kinds.contains_key(&kind.name) {
                 return Err((place, format!("two packs have a stage kind `{}`", kind.name)));
             }
-            kinds.push(kind);
+            kinds.insert(kind.name.clone(), kind);
             homes.push(Home::Pack(pack.command.clone()));
         }
     }
     for (name, stage) in manifest.stages.iter().filter(|(_, stage)| stage.run.is_some()) {
-        kinds.push(super::command::kind(name, stage));
+        kinds.insert(super::command::kind_name(name), super::command::kind(name, stage));
         homes.push(Home::Command);
     }
     Ok((kinds, homes))
@@ -148,7 +153,7 @@ pub fn project_root(path: &Path, overrides: &[Override]) -> PathBuf {
 /// The axes that a tree has.
 fn axes_of(tree: &Node) -> Vec<String> {
     match tree.get("axes").map(|entry| &entry.value.value) {
-        Some(NodeValue::Map(entries)) => entries.iter().map(|entry| entry.key.clone()).collect(),
+        Some(NodeValue::Map(entries)) => entries.keys().cloned().collect(),
         _ => Vec::new(),
     }
 }
@@ -172,18 +177,14 @@ fn apply(tree: &mut Node, change: &Override) -> Result<(), String> {
     let mut node = tree;
     for (depth, key) in change.path.iter().enumerate() {
         if matches!(node.value, NodeValue::Null) {
-            node.value = NodeValue::Map(Vec::new());
+            node.value = NodeValue::Map(indexmap::IndexMap::new());
         }
         let span = node.span.clone();
         let last = depth + 1 == change.path.len();
         node = match &mut node.value {
             NodeValue::Map(entries) => {
-                let place = entries.iter().position(|entry| entry.key == *key).unwrap_or_else(|| {
-                    let value = Node { span: span.clone(), value: NodeValue::Null };
-                    entries.push(Entry { key: key.clone(), key_span: span.clone(), value });
-                    entries.len() - 1
-                });
-                &mut entries[place].value
+                let nothing = Node { span: span.clone(), value: NodeValue::Null };
+                &mut entries.entry(key.clone()).or_insert(Entry { key_span: span, value: nothing }).value
             }
             NodeValue::List(items) => key
                 .parse::<usize>()
@@ -207,7 +208,7 @@ fn moved(node: Node, span: &crate::tree::Span) -> Node {
         NodeValue::Map(entries) => NodeValue::Map(
             entries
                 .into_iter()
-                .map(|entry| Entry { key_span: span.clone(), value: moved(entry.value, span), ..entry })
+                .map(|(key, entry)| (key, Entry { key_span: span.clone(), value: moved(entry.value, span) }))
                 .collect(),
         ),
         other => other,

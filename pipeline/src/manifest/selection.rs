@@ -167,7 +167,7 @@ impl Spelling<'_> {
         let full: Vec<&str> = ["stages", self.name].into_iter().chain(path.iter().copied()).collect();
         let span: Span = self.tree.nearest(&full).span.clone();
         let span = if span.is_empty() { self.tree.key_span(&full) } else { span };
-        Diagnostic { file: self.path.to_owned(), span: Some(span), message, hint }
+        Diagnostic { file: self.path.to_owned(), span: Some(span), message, hint, detail: None }
     }
 
     fn spell(
@@ -219,7 +219,7 @@ impl Spelling<'_> {
             let message = format!("the stage `{name}` is made by `selection` of the stage `{}`", self.name);
             let span = Some(self.tree.key_span(&["stages", name]));
             let hint = Some("call your own stage otherwise".to_owned());
-            return Err(Diagnostic { file: self.path.to_owned(), span, message, hint });
+            return Err(Diagnostic { file: self.path.to_owned(), span, message, hint, detail: None });
         }
         Ok(added)
     }
@@ -258,7 +258,7 @@ impl Spelling<'_> {
             let message = format!("the axis `{axis}` is made by `selection` of the stage `{}`", self.name);
             let span = Some(self.tree.key_span(&["axes", axis]));
             let hint = Some("call your own axis otherwise".to_owned());
-            return Err(Diagnostic { file: self.path.to_owned(), span, message, hint });
+            return Err(Diagnostic { file: self.path.to_owned(), span, message, hint, detail: None });
         }
         Ok(())
     }

@@ -116,6 +116,7 @@ impl Planner<'_> {
                     span,
                     message: format!("leakage: `{}` is refused: {}", found.scorer, found.message),
                     hint: Some(hint.into()),
+                    detail: None,
                 });
             }
         }

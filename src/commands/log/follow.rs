@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use siteline_cache::Store;
+use siteline_cache::{RunRow, Store};
 
 use super::print_bytes;
 use crate::commands::Outcome;
@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(super) fn follow(store: &Store, manifest: &str, instance: &str) -> Outcome {
     let name = siteline_pipeline::run::log_name(instance);
     let run = wait_for_run(store, manifest, &name);
-    let path = store.run_folder(&run).join(name);
+    let path = store.run_folder(&run).join(&name);
     let mut log = Growing { path: &path, open: None, held_back: Vec::new() };
     let mut outcomes = store.follow_outcomes(&run);
     loop {
@@ -26,6 +26,11 @@ pub(super) fn follow(store: &Store, manifest: &str, instance: &str) -> Outcome {
         let goes_on = store.run(&run).is_some_and(|run| run.state() == "running");
         let outcome = outcomes.news()?.into_iter().rfind(|outcome| outcome.instance == instance);
         log.show().map_err(CommandError::file("read", &path))?;
+        // Of two runs at once the one that was found first may be waiting for the other.
+        if outcome.is_none() && log.open.is_none() && at_work(store, manifest, &name).is_some_and(|other| other != run)
+        {
+            return follow(store, manifest, instance);
+        }
         if let Some(outcome) = outcome {
             log.finish();
             let message = outcome.message.map(|message| format!(": {message}")).unwrap_or_default();
@@ -42,14 +47,19 @@ pub(super) fn follow(store: &Store, manifest: &str, instance: &str) -> Outcome {
     }
 }
 
+/// The run that is at work on the instance with this log.
+fn at_work(store: &Store, manifest: &str, log: &str) -> Option<String> {
+    let works = |run: &RunRow| run.manifest == *manifest && run.state() == "running";
+    store.runs().into_iter().find(|run| works(run) && store.run_folder(&run.id).join(log).exists()).map(|run| run.id)
+}
+
 /// The run to follow: of those that go on the one in which the instance has a log, or the latest; waits for a first one.
 fn wait_for_run(store: &Store, manifest: &str, log: &str) -> String {
     let mut told = false;
     loop {
-        let runs: Vec<_> = store.runs().into_iter().filter(|run| run.manifest == *manifest).collect();
-        let at_work = runs.iter().find(|run| run.state() == "running" && store.run_folder(&run.id).join(log).exists());
-        if let Some(run) = at_work.or(runs.first()) {
-            return run.id.clone();
+        let latest = || store.runs().into_iter().find(|run| run.manifest == *manifest).map(|run| run.id);
+        if let Some(run) = at_work(store, manifest, log).or_else(latest) {
+            return run;
         }
         if !told {
             eprintln!("[`{manifest}` was never run; waiting for a run]");

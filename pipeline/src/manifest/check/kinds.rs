@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Checker;
 use crate::diagnostic::suggest;
-use crate::manifest::{AxisValue, Stage, command, selection};
+use crate::manifest::{AxisValue, Stage, selection};
 use crate::protocol::StageKind;
 
 impl Checker<'_> {
@@ -35,7 +35,7 @@ impl Checker<'_> {
             }
             let kinds = stages.iter().filter_map(|stage| stage.uses.as_ref());
             let params: BTreeSet<String> = kinds
-                .filter_map(|uses| self.loaded.kinds.iter().find(|kind| kind.name == *uses))
+                .filter_map(|uses| self.loaded.kinds.get(uses))
                 .filter_map(|kind| kind.params.get("properties")?.as_object())
                 .flat_map(|properties| properties.keys().cloned())
                 .collect();
@@ -85,12 +85,7 @@ impl Checker<'_> {
     /// Whether the needed stage writes the files that an input reads.
     pub(super) fn files(&mut self, name: &str, input: &str, needed: &str, kind: &StageKind) {
         let Some(stage) = self.loaded.manifest.stages.get(needed) else { return };
-        let Some(maker) = self.loaded.kinds.iter().find(|kind| match &stage.uses {
-            Some(uses) => kind.name == *uses,
-            None => kind.name == command::kind_name(needed),
-        }) else {
-            return;
-        };
+        let Some(maker) = self.loaded.kinds.get(&self.loaded.kind_name_of(needed)) else { return };
         let Some(spec) = kind.inputs.iter().find(|spec| spec.name == input) else { return };
         let writes = |file: &&String| {
             let made_by = |path: &str| path == file.as_str() || (path.ends_with('/') && file.starts_with(path));
