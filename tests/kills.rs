@@ -101,11 +101,18 @@ enum Victim {
 
 /// Kills it if it is there, and waits for the run. Returns whether it was hit.
 fn kill(victim: Victim, space: &Space, child: Child) -> (Said, bool) {
-    let whom = match victim {
+    let at_work = || match victim {
         Victim::Driver => Some(child.id().to_string()),
         Victim::Command => leader(space).map(|pid| format!("-{pid}")),
         Victim::Worker => space.pids("python3").into_iter().next(),
     };
+    // Where nothing is at work at this moment, the next thing that is.
+    let whom = (0..60).find_map(|_| {
+        at_work().or_else(|| {
+            std::thread::sleep(Duration::from_millis(2));
+            None
+        })
+    });
     if let Some(whom) = &whom {
         let _ = std::process::Command::new("kill").args(["-9", "--", whom]).status();
     }

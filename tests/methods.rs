@@ -141,44 +141,88 @@ fn precision_is_a_parameter_of_encoding_and_of_training() {
 }
 
 /// The same training from pixels and from activations in front of the blocks that are trained: nothing else differs.
-#[test]
-fn fine_tuning_the_last_blocks_from_activations_is_fine_tuning_them_from_pixels() {
-    let space = fresh();
+fn last_blocks_from_activations_and_from_pixels(space: &Space, blocks: usize) {
     space.edit("siteline.yaml", "method: [erm, mcdrl]", "method: [erm, mcdrl]\n  from: [pixels, activations]");
-    space.edit("siteline.yaml", "  encoder: {uses", "  activations: {uses: clip-features, per: [site, backbone], needs: {samples: ingest}, with: {blocks_left: 1}}\n  encoder: {uses");
+    space.edit("siteline.yaml", "  encoder: {uses", &format!("  activations: {{uses: clip-features, per: [site, backbone], needs: {{samples: ingest}}, with: {{blocks_left: {blocks}}}}}\n  encoder: {{uses"));
     space.edit("siteline.yaml", "per: [method, backbone, held_out, seed]\n    needs:\n      features: {stage: features, where: site != held_out}", "per: [method, backbone, held_out, seed, from]\n    needs:\n      encoder: encoder\n      samples: {stage: ingest, where: site != held_out, when: from == pixels}\n      features: {stage: activations, where: site != held_out, when: from == activations}");
     space.edit("siteline.yaml", "per: [method, backbone, held_out, seed]\n    needs:\n      model: train\n      features: {stage: features, where: site == held_out}", "per: [method, backbone, held_out, seed, from]\n    needs:\n      model: train\n      features: {stage: activations, where: site == held_out, when: from == activations}");
-    space.edit("siteline.yaml", "{epochs: 2,", "{encoder: finetune, encoder_blocks: 1, encoder_lr: 0.1, epochs: 2,");
-    let table = table_of(&space, &["erm", "mcdrl"]);
-    let history = |method: &str, from: &str| {
-        let name = format!("train[method={method},backbone=tiny,held_out=A,seed=0,from={from}]");
-        space
-            .run(&["log", &name])
-            .stdout
-            .lines()
-            .filter(|line| line.starts_with('{'))
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
+    space.edit(
+        "siteline.yaml",
+        "{epochs: 2,",
+        &format!("{{encoder: finetune, encoder_blocks: {blocks}, encoder_lr: 0.1, epochs: 2,"),
+    );
+    let table = table_of(space, &["erm", "mcdrl"]);
     for method in ["erm", "mcdrl"] {
-        let (pixels, activations) = (history(method, "pixels"), history(method, "activations"));
+        let losses = |from: &str| {
+            losses_of(space, &format!("train[method={method},backbone=tiny,held_out=A,seed=0,from={from}]"))
+        };
+        let (pixels, activations) = (losses("pixels"), losses("activations"));
         assert_eq!(pixels.len(), 2, "{table}");
-        let loss =
-            |line: &String| serde_json::from_str::<serde_json::Value>(line).unwrap()["segmentation"].as_f64().unwrap();
-        for (a, b) in pixels.iter().zip(&activations) {
-            assert!((loss(a) - loss(b)).abs() < 1e-4, "{method}: {a}\n{b}");
-        }
+        assert!(
+            pixels.iter().zip(&activations).all(|(a, b)| (a - b).abs() < 1e-4),
+            "{method}: {pixels:?}, {activations:?}"
+        );
         // The tower moved: it is not the frozen one.
-        assert!(loss(&pixels[1]) < loss(&pixels[0]), "{pixels:?}");
+        assert!(pixels[1] < pixels[0], "{pixels:?}");
     }
+}
+
+/// The segmentation loss of each epoch.
+fn losses_of(space: &Space, train: &str) -> Vec<f64> {
+    let log = space.run(&["log", train]).stdout;
+    let rows = log.lines().filter(|line| line.starts_with('{'));
+    rows.map(|row| serde_json::from_str::<serde_json::Value>(row).unwrap()["segmentation"].as_f64().unwrap()).collect()
+}
+
+#[test]
+fn fine_tuning_the_last_blocks_from_activations_is_fine_tuning_them_from_pixels() {
+    last_blocks_from_activations_and_from_pixels(&fresh(), 1);
+}
+
+/// The last three blocks of a small ResNet, of two of its stages.
+#[test]
+fn fine_tuning_a_resnets_last_blocks_from_activations_is_fine_tuning_them_from_pixels() {
+    last_blocks_from_activations_and_from_pixels(&with_resnet(), 3);
+}
+
+/// Weights of an epoch in which the intervention did not work yet are a model without it, and tables say of how many that is so.
+#[test]
+fn tables_say_which_models_lack_a_part_of_their_method() {
+    let space = fresh();
+    space.edit("siteline.yaml", "mcdrl: {after_epoch: 1}", "kept_epoch: last, mcdrl: {after_epoch: 5}");
+    let table = table_of(&space, &["erm", "mcdrl"]);
+    assert!(table.contains("did not work yet: 1 of 1 models without the intervention."), "{table}");
+    space.edit("siteline.yaml", "after_epoch: 5", "after_epoch: 0");
+    assert!(!table_of(&space, &["erm", "mcdrl"]).contains("without the intervention"));
+}
+
+/// The whole tower, from pixels: the paper's own way for MCDRL.
+#[test]
+fn whole_towers_are_fine_tuned() {
+    for space in [fresh(), with_resnet()] {
+        from_pixels(&space, &["erm", "mcdrl"]);
+        space.edit("siteline.yaml", "      features: {stage: features, where: site == held_out}\n", "");
+        space.edit("siteline.yaml", "{epochs: 2,", "{encoder: finetune, encoder_lr: 0.1, epochs: 2,");
+        table_of(&space, &["erm", "mcdrl"]);
+        for method in ["erm", "mcdrl"] {
+            let losses = losses_of(&space, &format!("train[method={method},backbone=tiny,held_out=A,seed=0]"));
+            assert!(losses.len() == 2 && losses[1] < losses[0], "{method}: {losses:?}");
+        }
+    }
+}
+
+/// A project whose backbone is a small CLIP with a ResNet.
+fn with_resnet() -> Space {
+    let space = fresh();
+    let weights = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/clip/resnet.safetensors");
+    std::fs::copy(weights, space.path("clip.safetensors")).unwrap();
+    space
 }
 
 /// CausalCLIPSeg, its arm without a game, and its controls, on a small CLIP with a ResNet.
 #[test]
 fn causalclipseg_trains_plays_and_reads_sentences() {
-    let space = fresh();
-    let weights = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/clip/resnet.safetensors");
-    std::fs::copy(weights, space.path("clip.safetensors")).unwrap();
+    let space = with_resnet();
     from_pixels(&space, &WITH_RESNET);
     for site in ["A", "B", "C"] {
         let truth = space.read(&format!("data/{site}/truth.csv"));

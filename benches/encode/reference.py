@@ -3,6 +3,7 @@
     reference.py weights FILE                      random weights of ViT-B/16
     reference.py images FOLDER COUNT               JPEG files and masks
     reference.py encode WEIGHTS FOLDER OUT BATCH   encodes; prints the seconds from the first file to the end of the last
+    reference.py operations                        prints the operations for one image, and those a second that matrix products alone reach
 """
 
 import os
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import throughput
 import tower
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,6 +55,10 @@ def main():
             mask = np.zeros((480, 640), np.uint8)
             mask[100:300, 200:400] = 255
             Image.fromarray(mask).save(f"{folder}/masks/{index:04}.png")
+    elif what == "operations":
+        visual = open_clip.create_model(tower.MODEL).visual.eval()
+        with torch.no_grad():
+            print(throughput.operations(lambda: tower.encode(visual, torch.zeros(1, 3, 224, 224))), throughput.peak(DEVICE))
     else:
         weights, folder, out, batch = sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5])
         model = open_clip.create_model(tower.MODEL)

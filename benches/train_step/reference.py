@@ -1,8 +1,10 @@
 """The methods' training steps in PyTorch, as one would write them: modules, a DataLoader, the fused AdamW.
 
     reference.py METHOD EPOCHS WORKERS      prints the seconds of one step, of the best epoch; WORKERS of the DataLoader
+    reference.py METHOD operations          prints the operations of one step, and those a second that matrix products alone reach
 """
 
+import pathlib
 import sys
 import time
 
@@ -11,7 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from pixels import Causal, ClipSeg, Frozen, Unet, fourier, mixstyle, randconv
+from throughput import operations, peak
 
 # Networks of their own, and methods that share the head behind a frozen encoder.
 OWN = {"unet": Unet, "clipseg": ClipSeg}
@@ -303,7 +307,8 @@ class Alternation:
 
 
 def main():
-    method, epochs, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    method, counts = sys.argv[1], sys.argv[2] == "operations"
+    epochs, workers = (0, 0) if counts else (int(sys.argv[2]), int(sys.argv[3]))
     torch.manual_seed(0)
     images, batch, side = work(method)
     n = SITES * images
@@ -317,6 +322,9 @@ def main():
         pin_memory=DEVICE == "cuda")
     training = Alternation(side) if method == "causalclipseg" else Training(method)
     to_device = lambda batch: [x.to(DEVICE, non_blocking=True) for x in batch]
+    if counts:
+        found = to_device(next(iter(loader)))
+        return print(operations(lambda: training.step(found)), peak(DEVICE))
     held_back = to_device([tensor[:SITES] for tensor in tensors])
     times = []
     for _ in range(epochs):

@@ -56,7 +56,7 @@ impl Content {
     pub fn rows(&self, index: &Tensor, device: Device) -> Self {
         let chosen = self.map(|tensor| tensor.index_select(0, index).to_device(device));
         match chosen {
-            Self::Pixels(pixels) => Self::Pixels(pixels.to_kind(Kind::Float)),
+            Self::Pixels(bytes) if bytes.kind() == Kind::Uint8 => Self::Pixels(bytes.to_kind(Kind::Float)),
             other => other,
         }
     }
@@ -126,8 +126,12 @@ impl SiteData {
         let mut reader = frame::Reader::open(path, None)?;
         let side: u32 = reader.note("mask_side")?;
         let blocks: i64 = reader.note("blocks_left").unwrap_or(0);
-        let (grid, width): (i64, i64) =
-            (reader.note("grid")?, reader.note(if blocks > 0 { "width" } else { "embed_dim" })?);
+        let (positions, width): (i64, i64) = if blocks > 0 {
+            (reader.note("positions")?, reader.note("width")?)
+        } else {
+            let grid: i64 = reader.note("grid")?;
+            (grid * grid, reader.note("embed_dim")?)
+        };
         let mut about = About::default();
         let (mut pooled, mut dense, mut masks) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(batch) = reader.next_batch()? {
@@ -138,10 +142,10 @@ impl SiteData {
                 Ok(Tensor::f_from_slice(batch.floats(name)?)?.f_view(shape)?)
             };
             if blocks > 0 {
-                dense.push(floats("tokens", &[rows, grid * grid + 1, width])?);
+                dense.push(floats("tokens", &[rows, positions, width])?);
             } else {
                 pooled.push(floats("pooled", &[rows, width])?);
-                dense.push(floats("dense", &[rows, grid * grid, width])?);
+                dense.push(floats("dense", &[rows, positions, width])?);
             }
             let packed = batch.bytes("mask")?.chunks(frame::packed_length(side));
             let bytes: Vec<u8> = packed.flat_map(|bits| frame::unpack(bits, (side * side) as usize)).collect();

@@ -55,7 +55,23 @@ fn ratio(part: i64, whole: i64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn dice_is_2j_over_1_plus_j_and_asks_for_no_order(
+            a in proptest::collection::vec(any::<bool>(), 24),
+            b in proptest::collection::vec(any::<bool>(), 24),
+        ) {
+            let (counts, turned) = (Counts::of(&a, &b), Counts::of(&b, &a));
+            prop_assert!((counts.dice() - 2.0 * counts.iou() / (1.0 + counts.iou())).abs() < 1e-12);
+            prop_assert_eq!((counts.dice(), counts.iou(), counts.accuracy()), (turned.dice(), turned.iou(), turned.accuracy()));
+            let mirrored = |mask: &[bool]| mask.iter().rev().copied().collect::<Vec<_>>();
+            prop_assert_eq!(Counts::of(&mirrored(&a), &mirrored(&b)), counts);
+        }
+    }
 
     #[test]
     fn dice_and_iou_follow_their_definitions() {

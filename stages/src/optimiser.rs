@@ -159,9 +159,9 @@ impl AdamW {
         let moved = self.variables.iter().filter(|variable| factor(&variable.name) != 0.0);
         let squares: Vec<Tensor> = moved
             .filter_map(|variable| variable.gradient.as_ref())
-            .map(|gradient| gradient.square().sum(Kind::Float))
+            .map(|gradient| gradient.square().sum(gradient.kind()))
             .collect();
-        (!squares.is_empty()).then(|| Tensor::stack(&squares, 0).sum(Kind::Float).sqrt())
+        (!squares.is_empty()).then(|| Tensor::stack(&squares, 0).sum(None::<Kind>).sqrt())
     }
 
     /// Its moments, and the steps of each variable, by the variables' names.

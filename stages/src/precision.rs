@@ -48,6 +48,11 @@ impl Precision {
     }
 }
 
+/// Floats in which sums over numbers of a kind are taken, and in which constants go beside them: 32 bits at least.
+pub fn wide(kind: Kind) -> Kind {
+    if kind == Kind::Double { Kind::Double } else { Kind::Float }
+}
+
 /// libtorch's switch of automatic mixed precision for one device. tch wraps only that of CUDA in fp16, so libtorch's own functions
 /// are looked up by their names in the library that is mapped already.
 #[derive(Clone, Copy)]

@@ -35,7 +35,7 @@ impl Encoder {
     /// Builds a tower, its variables under `path` by OpenAI's names.
     ///
     /// # Errors
-    /// More blocks than there are; last blocks of a ResNet.
+    /// More blocks than there are.
     pub fn new(path: &nn::Path, config: &EncoderConfig, start: Start) -> Result<Self> {
         let tower = match config.blocks_left {
             0 => Tower::new(&(path / "visual"), &config.clip, start),

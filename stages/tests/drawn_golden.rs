@@ -100,16 +100,18 @@ fn the_reference_was_told_what_is_drawn() {
 fn through(method: MethodName, weights: &ClipWeights, side: i64) {
     let reads = Reads::Pixels(side);
     let config = EncoderConfig { clip: weights.config.clone(), dense: Dense::Values, blocks_left: 0 };
-    let frozen = segmenter::frozen(weights, &config, Device::Cpu).unwrap();
     let sites = sites(&params(method, &methods()), reads);
-    agree(method.word(), &updated_on(method, methods(), Some(weights), reads, Some(frozen), &sites));
+    agree(method.word(), &|kind| {
+        let frozen = segmenter::frozen(weights, &config, Device::Cpu).unwrap();
+        updated_on(method, methods(), Some(weights), reads, Some(frozen), &sites, kind)
+    });
 }
 
 #[test]
 fn two_updates_with_mixed_styles_are_the_references() {
     let (method, reads) = (MethodName::MixStyleFeature, Reads::Features);
     let on = sites(&params(method, &methods()), reads);
-    agree(method.word(), &updated_on(method, methods(), None, reads, None, &on));
+    agree(method.word(), &|kind| updated_on(method, methods(), None, reads, None, &on, kind));
     let resnet = ClipConfig {
         image_size: 64,
         patch_size: 32,
@@ -151,5 +153,5 @@ fn the_mean_over_the_valley_is_the_references() {
     };
     let on = sites(&params(method, &methods()), reads);
     let on: Vec<SiteData> = on.into_iter().zip(0..).map(with_validation).collect();
-    agree(method.word(), &updated_on(method, methods(), None, reads, None, &on));
+    agree(method.word(), &|kind| updated_on(method, methods(), None, reads, None, &on, kind));
 }

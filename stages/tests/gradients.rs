@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
+use siteline_stages::dictionary::{Dictionary, Prompts};
 use siteline_stages::loss::{self, Pool};
 use siteline_stages::method::contract::{At, Encoded, Forward, Given, Represented, Seen, Sizes};
 use siteline_stages::method::{self, MethodName, MethodParams, coral};
 use siteline_stages::model::causalclipseg::{CausalClipSeg, Masks};
-use siteline_stages::model::clip::{Activation, ClipConfig, TextTower};
+use siteline_stages::model::clip::{Activation, ClipConfig, Dense, TextTower, Tower};
 use siteline_stages::model::clipseg::Decoder;
 use siteline_stages::model::head::{Adapter, Head};
 use siteline_stages::model::intervention::{Intervention, Shape, Variant};
@@ -121,7 +122,11 @@ fn losses() {
     check("dice", &logits, &|x| loss::dice(x, &masks));
     check("dice of one logit", &numbers(&[3, 1, 6, 6], 0.1), &|x| loss::dice(&loss::two_logits(x), &masks));
     let (targets, classes) = (numbers(&[3, 8], 1.0), numbers(&[4, 8], 3.0));
-    check("causal", &numbers(&[3, 5, 8], 0.2), &|x| loss::causal(x, &targets, Pool::Mean, true));
+    for (pool, unit) in [(Pool::Mean, true), (Pool::Max, true), (Pool::Mean, false), (Pool::Max, false)] {
+        check(&format!("causal, {pool:?}, {unit}"), &numbers(&[3, 5, 8], 0.2), &|x| {
+            loss::causal(x, &targets, pool, unit)
+        });
+    }
     let labels = Tensor::from_slice(&[0i64, 3, 1]);
     check("contrastive", &numbers(&[3, 8], 0.7), &|x| loss::contrastive(x, &classes, &labels, 0.5));
     let (target, flat) = (numbers(&[3, 2, 6, 6], 1.4) * 3.0, numbers(&[6, 2, 4, 4], 0.8) * 3.0);
@@ -238,9 +243,82 @@ fn every_variant_of_the_intervention() {
         let store = nn::VarStore::new(Device::Cpu);
         let network =
             Intervention::new(&store.root(), Shape { d: 64, width: 64, heads: 2, depth: 2, ratio: 1 }, variant);
-        let _store = doubled(store);
-        check(&format!("{variant:?}"), &numbers(&[2, 4, 64], 0.6), &|x| squared(&network.forward(x, &z)));
-        check(&format!("{variant:?} in Z"), &z, &|z| squared(&network.forward(&numbers(&[2, 4, 64], 0.6), z)));
+        let store = doubled(store);
+        let x = numbers(&[2, 4, 64], 0.6);
+        check(&format!("{variant:?}"), &x, &|x| squared(&network.forward(x, &z)));
+        check(&format!("{variant:?} in Z"), &z, &|z| squared(&network.forward(&x, z)));
+        if variant != Variant::ProjectOut {
+            check_variables(&format!("{variant:?}'s weights"), &store, &|| squared(&network.forward(&x, &z)));
+        }
+    }
+}
+
+/// All of MCDRL between encoder and head: MTRS, the intervention, the gate at dropped positions, both losses.
+#[test]
+fn mcdrl_as_a_whole() {
+    let mut params = MethodParams::default();
+    (params.mcdrl.after_epoch, params.mcdrl.depth, params.mcdrl.ratio) = (0, 1, 1);
+    let unit = |shape: &[i64], phase: f64| l2_normalise(&numbers(shape, phase));
+    let dictionary = Dictionary {
+        z: unit(&[5, 64], 0.2),
+        classes: unit(&[3, 64], 1.2),
+        class_domain: unit(&[3, 5, 64], 2.2),
+        prompts: Prompts::default(),
+    };
+    let store = nn::VarStore::new(Device::Cpu);
+    let given = Given {
+        sizes: Sizes { d: 64, side: 4, confounders: 5, classes: 3, sites: 1 },
+        trains: true,
+        dictionary: Some(&dictionary),
+        clip: None,
+        weights: None,
+        tokenizer: None,
+        class_prompts: &[],
+    };
+    let method = method::build(MethodName::Mcdrl, &params, &store.root(), given).unwrap();
+    let store = doubled(store);
+    let (labels, masks) = (Tensor::from_slice(&[0i64, 2]), Tensor::zeros([2, 4, 4], (Kind::Int64, Device::Cpu)));
+    let pooled = numbers(&[2, 64], 0.7);
+    let total = |dense: &Tensor| {
+        let encoded = Encoded { pooled: pooled.shallow_clone(), dense: dense.shallow_clone() };
+        let represented = method.represent(&encoded, Some(1));
+        let map = squared(&represented.map);
+        let logits = Tensor::zeros([2, 2, 4, 4], (Kind::Double, Device::Cpu));
+        let forward = Forward { logits, other: None, inner: Some((encoded, represented)) };
+        let at = At { epoch: 1, step: 0, update: 0 };
+        let seen = Seen { forward: &forward, masks: &masks, labels: Some(&labels), sites: 1, at, teacher: None };
+        let penalties = method.penalties(&seen);
+        assert_eq!(penalties.len(), 2);
+        penalties.into_iter().fold(map, |sum, penalty| sum + penalty.value * penalty.weight)
+    };
+    let dense = numbers(&[2, 6, 64], 1.4);
+    check("MCDRL in features", &dense, &total);
+    assert!(store.variables().contains_key("gate"));
+    check_variables("MCDRL", &store, &|| total(&dense));
+}
+
+/// What fine-tuning goes back through: a ViT from pixels, its pooled feature and the value path; a ResNet and its attention pool.
+#[test]
+fn towers() {
+    let resnet = ClipConfig {
+        image_size: 64,
+        patch_size: 32,
+        vision_width: 4,
+        vision_layers: 4,
+        resnet: Some([1, 1, 1, 1]),
+        ..small_clip()
+    };
+    for (name, config) in [("ViT", small_clip()), ("ResNet", resnet)] {
+        let store = nn::VarStore::new(Device::Cpu);
+        let tower = Tower::new(&store.root(), &config, Start::Drawn);
+        let store = doubled(store);
+        let images = numbers(&[1, 3, config.image_size, config.image_size], 0.3);
+        let value = |images: &Tensor| {
+            let (pooled, dense) = tower.forward(images, Dense::Values, None);
+            squared(&pooled) + squared(&dense)
+        };
+        check(&format!("{name} in pixels"), &images, &value);
+        check_variables(name, &store, &|| value(&images));
     }
 }
 

@@ -55,6 +55,10 @@ fn compare(name: &str, sizes: Sizes) {
         let (pooled, dense) = clip.vision.forward(&images, Dense::Values, None);
         agree(&format!("{name} pooled"), &pooled, &expected[&format!("{name}.pooled")]);
         agree(&format!("{name} dense"), &dense.slice(1, 0, None, 16), &expected[&format!("{name}.dense")]);
+        if resnet.is_none() {
+            let (_, tokens) = clip.vision.forward(&images, Dense::Tokens, None);
+            agree(&format!("{name} tokens"), &tokens.slice(1, 0, None, 16), &expected[&format!("{name}.tokens")]);
+        }
         let texts = clip.text.forward(&rows, Device::Cpu);
         agree(&format!("{name} texts"), &texts.to_kind(Kind::Float), &expected[&format!("{name}.texts")]);
     });

@@ -124,6 +124,9 @@ pub struct ResultsTable {
     pub decimals: usize,
     /// How models were selected: each way that occurs among the scores, in words.
     pub selections: Vec<String>,
+    /// Models that lack something of their method.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacking: Vec<Lacking>,
     /// What the layout adds to the caption.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -131,6 +134,17 @@ pub struct ResultsTable {
     pub caption: String,
     /// The cells that have a value.
     pub cells: Vec<Cell>,
+}
+
+/// Models whose weights are of an epoch in which a part of their method did not work yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lacking {
+    /// The part: `the intervention`.
+    pub without: String,
+    /// How many.
+    pub models: usize,
+    /// Models in the same rows.
+    pub of: usize,
 }
 
 /// One number of a table.
@@ -223,6 +237,13 @@ impl ResultsTable {
         }
         if !self.selections.is_empty() {
             text.push_str(&format!(" Model selection: {}.", self.selections.join("; or ")));
+        }
+        if !self.lacking.is_empty() {
+            let each = self.lacking.iter().map(|l| format!("{} of {} models without {}", l.models, l.of, l.without));
+            let each = each.collect::<Vec<_>>().join(", ");
+            text.push_str(&format!(
+                " Weights of an early epoch, in which a part of the method did not work yet: {each}."
+            ));
         }
         if self.cells.iter().any(|cell| cell.oracle) {
             text.push_str(" ‡ oracle: chosen by its scores on the held-out site, an upper bound and no result.");

@@ -5,7 +5,7 @@ use std::fs::File;
 
 use polars::prelude::*;
 
-use crate::{AVERAGE, Aggregate, By, Cell, Layout, Marks, Metric, ResultsTable, ScoreFile, TableError, shown};
+use crate::{AVERAGE, Aggregate, By, Cell, Lacking, Layout, Marks, Metric, ResultsTable, ScoreFile, TableError, shown};
 
 type Point = BTreeMap<String, String>;
 
@@ -27,6 +27,8 @@ struct RunMean {
     images: usize,
     marks: Marks,
     selection: Option<String>,
+    /// What of its method the model lacks.
+    without: Option<String>,
     /// The tolerance of the surface Dice, in pixels; scores of other programs need not say it.
     tolerance: Option<f64>,
     point: Point,
@@ -84,11 +86,34 @@ pub fn summarise(files: &[ScoreFile], layout: &Layout) -> Result<ResultsTable, T
         decimals: layout.decimals,
         note: layout.note.clone(),
         selections: runs.iter().filter_map(|run| run.selection.clone()).collect::<BTreeSet<_>>().into_iter().collect(),
+        lacking: lacking(&runs),
         caption: String::new(),
         cells,
     };
     table.caption = table.words();
     Ok(table)
+}
+
+/// How many models lack something of their method, of those in the same rows.
+fn lacking(runs: &[RunMean]) -> Vec<Lacking> {
+    // A model stands in several rows where they are split by images.
+    let mut models: BTreeMap<&str, BTreeSet<&Point>> = BTreeMap::new();
+    for run in runs {
+        if let Some(without) = &run.without {
+            models.entry(without).or_default().insert(&run.point);
+        }
+    }
+    let all = |models: &BTreeSet<&Point>| {
+        let rows: BTreeSet<_> = runs.iter().filter(|run| models.contains(&run.point)).map(|run| &run.row).collect();
+        let beside: BTreeSet<_> = runs.iter().filter(|run| rows.contains(&run.row)).map(|run| &run.point).collect();
+        beside.len()
+    };
+    let one = |(without, models): (&str, &BTreeSet<&Point>)| Lacking {
+        without: without.to_owned(),
+        models: models.len(),
+        of: all(models),
+    };
+    models.iter().map(|(without, models)| one((without, models))).collect()
 }
 
 /// The metrics' headings. A surface Dice says its tolerance, of which there must be one.
@@ -192,6 +217,7 @@ fn run_means(file: &ScoreFile, layout: &Layout, row_axes: &[String]) -> Result<V
     let oracle =
         scores.column("oracle").ok().and_then(|values| values.bool().ok().map(ChunkedArray::any)).unwrap_or(false);
     let selection = scores.column("selection").ok().and_then(|values| values.str().ok()?.first().map(str::to_owned));
+    let without = scores.column("without").ok().and_then(|values| values.str().ok()?.first().map(str::to_owned));
     let tolerance = scores.numbers(TOLERANCE).ok().and_then(|values| values.first().copied().flatten());
     let of = |axes: &[String]| -> Vec<String> {
         axes.iter().map(|axis| file.point.get(axis).cloned().unwrap_or_default()).collect()
@@ -216,6 +242,7 @@ fn run_means(file: &ScoreFile, layout: &Layout, row_axes: &[String]) -> Result<V
             images: images.len(),
             marks: Marks { in_domain, oracle },
             selection: selection.clone(),
+            without: without.clone(),
             tolerance,
             point: file.point.clone(),
         });

@@ -38,7 +38,8 @@ def weight(name, shape):
         draw = 1.0 + 0.2 * draw
     else:
         draw = 0.2 * draw
-    return torch.from_numpy(np.asarray(draw, dtype=np.float32))
+    # Rounded to 32 bits, whatever is calculated in.
+    return torch.from_numpy(np.asarray(draw, dtype=np.float32)).to(torch.get_default_dtype())
 
 
 def fill(module, prefix=""):

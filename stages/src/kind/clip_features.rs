@@ -2,7 +2,7 @@
 //!
 //! One file a site and backbone: id, patient, class, split, pooled feature (d floats), dense features (grid x grid x d
 //! floats, position by position), and the mask at working size, one bit a pixel. Floats are 32 bits, as the projection
-//! gives them, not normalised. With `blocks_left` the tokens in front of a ViT's last blocks stand in their place: a training of
+//! gives them, not normalised. With `blocks_left` what the tower's last blocks are given stands in their place: a training of
 //! those blocks reads no pixel. The metadata names the weights and the preprocessing.
 
 mod encoder;
@@ -31,8 +31,8 @@ use encoder::Encoder;
 pub struct Params {
     /// How dense features are taken from the last block: `values` is MaskCLIP's value path, `tokens` the whole block.
     pub dense: Dense,
-    /// Stop in front of so many last blocks of a ViT and keep the tokens there, for `train` with `encoder: finetune`; 0 keeps
-    /// features.
+    /// Stop in front of so many last blocks and keep what is there, for `train` with `encoder: finetune`: a ViT's tokens, the map of a
+    /// ResNet, whose blocks are counted over its stages; 0 keeps features.
     #[schemars(range(min = 0))]
     pub blocks_left: i64,
     /// Images that go through the encoder at once on a GPU; on a CPU each thread takes four, or one for a ResNet.
@@ -124,7 +124,10 @@ fn columns(config: &ClipConfig, params: &Params) -> Columns {
     let (d, positions) = (config.embed_dim as usize, (config.grid() * config.grid()) as usize);
     match params.blocks_left {
         0 => vec![("pooled", d), ("dense", positions * d)],
-        _ => vec![("tokens", (positions + 1) * config.vision_width as usize)],
+        left => {
+            let (positions, channels) = config.shape_of_activations(left);
+            vec![("tokens", (positions * channels) as usize)]
+        }
     }
 }
 
@@ -145,13 +148,15 @@ fn schema(columns: &Columns, mask_side: u32) -> Schema {
 fn notes(encoder: &Encoder, params: &Params, mask_side: u32) -> Vec<(&'static str, String)> {
     let config = encoder.config();
     let side = config.image_size;
+    let (positions, channels) = config.shape_of_activations(params.blocks_left);
     let mut notes = encoder.notes().to_vec();
     notes.extend([
         ("grid", config.grid().to_string()),
         ("embed_dim", config.embed_dim.to_string()),
         ("mask_side", mask_side.to_string()),
         ("blocks_left", params.blocks_left.to_string()),
-        ("width", config.vision_width.to_string()),
+        ("positions", positions.to_string()),
+        ("width", channels.to_string()),
         ("dense", serde_json::to_string(&params.dense).expect("a word is JSON")),
         (
             "preprocessing",

@@ -124,7 +124,8 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     }
     let mean = rows.iter().map(|row| row.counts.dice()).sum::<f64>() / rows.len() as f64;
     ctx.metric("mean dice", mean);
-    scores::write(&ctx.output("scores.parquet"), &rows, &params, &model.config)
+    let without = model.method.lacks(model.config.epoch);
+    scores::write(&ctx.output("scores.parquet"), &rows, &params, &model.config, without)
 }
 
 /// The data of one site, as the model reads them.

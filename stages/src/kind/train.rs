@@ -109,8 +109,10 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     if let Some(dice) = validation_dice {
         ctx.metric("validation dice", dice);
     }
-    if let Some(remark) = model.method.remark(epoch) {
-        ctx.warn(remark);
+    if let Some(part) = model.method.lacks(epoch) {
+        ctx.warn(format!(
+            "the weights of epoch {epoch} were kept, which train without {part}: tables say so of this model"
+        ));
     }
     if model.config.averaged == Some(Averaged::LastEpoch) {
         ctx.warn("the validation loss had no valley: the weights are the mean of the last epoch's steps".to_owned());

@@ -216,14 +216,9 @@ impl Method for CausalClipSegMethod {
         self.params.game != Game::Alternate || variable.contains(".masker_") == (update == MASKS)
     }
 
-    fn remark(&self, epoch: usize) -> Option<String> {
-        let warm_up = self.params.warm_up;
-        let without = self.params.game != Game::NoGame && epoch <= warm_up;
-        without.then(|| {
-            format!("the weights of epoch {epoch} were kept; the maskers count behind epoch {warm_up} and are no part of this model")
-        })
+    fn lacks(&self, epoch: usize) -> Option<&'static str> {
+        (self.params.game != Game::NoGame && epoch <= self.params.warm_up).then_some("the maskers")
     }
-
     fn trained_until(&mut self, epoch: usize) {
         self.trained_until = epoch;
     }

@@ -355,8 +355,8 @@ pub trait Method {
         None
     }
 
-    /// What should be known of a model whose weights are those of `epoch`.
-    fn remark(&self, _epoch: usize) -> Option<String> {
+    /// What of the method does not work yet in `epoch`, and so is no part of a model whose weights are that epoch's.
+    fn lacks(&self, _epoch: usize) -> Option<&'static str> {
         None
     }
 

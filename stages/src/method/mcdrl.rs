@@ -167,7 +167,7 @@ impl Mcdrl {
             }
             Ok((path / "dictionary").add(name, value.to_device(path.device()), false))
         };
-        let targets = dictionary.map(|dict| dict.class_domain.mean_dim(Some([1i64].as_slice()), false, Kind::Float));
+        let targets = dictionary.map(|dict| dict.class_domain.mean_dim(Some([1i64].as_slice()), false, None::<Kind>));
         let shape = params.shape(d)?;
         Ok(Self {
             z: frozen("z", sizes.confounders, dictionary.map(|dict| dict.z.shallow_clone()))?,
@@ -235,12 +235,8 @@ impl Method for Mcdrl {
         penalties
     }
 
-    fn remark(&self, epoch: usize) -> Option<String> {
-        let after = self.params.after_epoch;
-        let without = self.intervention.is_some() && epoch <= after;
-        without.then(|| {
-            format!("the weights of epoch {epoch} were kept; the intervention works behind epoch {after} and is no part of this model")
-        })
+    fn lacks(&self, epoch: usize) -> Option<&'static str> {
+        (self.intervention.is_some() && epoch <= self.params.after_epoch).then_some("the intervention")
     }
 
     fn trained_until(&mut self, epoch: usize) {

@@ -61,7 +61,8 @@ impl RandConv {
         let scale = ((side * side * 3) as f64).sqrt().recip();
         let draw = |_| (scale * <StandardNormal as Distribution<f64>>::sample(&StandardNormal, rng)) as f32;
         let kernel: Vec<f32> = (0..3 * 3 * side * side).map(draw).collect();
-        let kernel = Tensor::from_slice(&kernel).view([3, 3, side, side]).to_device(pixels.device());
+        let kernel = Tensor::from_slice(&kernel).view([3, 3, side, side]);
+        let kernel = kernel.to_device(pixels.device()).to_kind(pixels.kind());
         let centred = pixels / 127.5 - 1.0;
         let changed = centred.conv2d(&kernel, None::<&Tensor>, [1i64, 1], [side / 2, side / 2], [1i64, 1], 1);
         let keeps = if self.params.mix { rng.random::<f64>() } else { 0.0 };

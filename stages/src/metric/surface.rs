@@ -89,7 +89,46 @@ mod tests {
             prop_assert_eq!(one.hd95, other.hd95);
             prop_assert!((one.nsd - other.nsd).abs() < 1e-12);
             prop_assert!(compare(&a, &b, 8, 2.0).nsd >= one.nsd);
-            prop_assert!(one.assd <= one.hd95 || one.assd.is_infinite() || one.nsd > 0.5);
+        }
+
+        #[test]
+        fn no_percentile_of_the_distances_is_beyond_the_largest(
+            a in proptest::collection::vec(any::<bool>(), 64),
+            b in proptest::collection::vec(any::<bool>(), 64),
+        ) {
+            let found = compare(&a, &b, 8, 1.0);
+            let (a, b) = (outline(&a, 8), outline(&b, 8));
+            prop_assume!(!a.is_empty() && !b.is_empty());
+            // Hausdorff's distance by its definition.
+            let apart = |p: &(i32, i32), q: &(i32, i32)| f64::from((p.0 - q.0).pow(2) + (p.1 - q.1).pow(2)).sqrt();
+            let to = |p: &(i32, i32), other: &[(i32, i32)]| other.iter().map(|q| apart(p, q)).fold(f64::INFINITY, f64::min);
+            let farthest = |from: &[(i32, i32)], other: &[(i32, i32)]| from.iter().map(|p| to(p, other)).fold(0.0, f64::max);
+            let hausdorff = farthest(&a, &b).max(farthest(&b, &a));
+            prop_assert!(found.hd95 <= hausdorff && found.assd <= hausdorff);
+        }
+
+        #[test]
+        fn neither_a_shift_nor_a_mirror_changes_what_is_between_two_masks(
+            a in proptest::collection::vec(any::<bool>(), 64),
+            b in proptest::collection::vec(any::<bool>(), 64),
+            right in 0usize..5,
+            down in 0usize..5,
+        ) {
+            // In the middle of background, whose outline no border cuts.
+            let placed = |mask: &[bool], right: usize, down: usize, mirrored: bool| {
+                let mut all = vec![false; 14 * 14];
+                for (place, lesion) in mask.iter().enumerate() {
+                    let (x, y) = (place % 8, place / 8);
+                    let x = if mirrored { 7 - x } else { x };
+                    all[(1 + down + y) * 14 + 1 + right + x] = *lesion;
+                }
+                all
+            };
+            let at = |right, down, mirrored| compare(&placed(&a, right, down, mirrored), &placed(&b, right, down, mirrored), 14, 1.5);
+            let (plain, other) = (at(0, 0, false), at(right, down, true));
+            prop_assert_eq!((plain.hd95, plain.nsd), (other.hd95, other.nsd));
+            // Its terms are added in another order.
+            prop_assert!(plain.assd == other.assd || (plain.assd - other.assd).abs() < 1e-12);
         }
     }
 }

@@ -6,8 +6,8 @@ mod carafe;
 mod masker;
 mod projector;
 
+use tch::Tensor;
 use tch::nn::{self, ModuleT};
-use tch::{Kind, Tensor};
 
 use self::carafe::Carafe;
 use self::masker::Masker;
@@ -15,6 +15,7 @@ use self::projector::Projector;
 use super::clip::{ClipConfig, ModifiedResNet, TextTower};
 use super::start::Start;
 use super::transformer::batch_norm;
+use crate::precision::wide;
 
 /// Convolution without bias, batch norm, ReLU.
 #[derive(Debug)]
@@ -170,7 +171,7 @@ impl CausalClipSeg {
 /// x with two channels of coordinates from -1 to 1 behind it: along the width, then along the height.
 fn with_coordinates(x: &Tensor) -> Tensor {
     let (batch, _, height, width) = x.size4().expect("x is (B, C, h, w)");
-    let line = |count: i64| Tensor::linspace(-1.0, 1.0, count, (Kind::Float, x.device()));
+    let line = |count: i64| Tensor::linspace(-1.0, 1.0, count, (wide(x.kind()), x.device()));
     let across = line(width).view([1, 1, 1, width]).expand([batch, 1, height, width], false);
     let down = line(height).view([1, 1, height, 1]).expand([batch, 1, height, width], false);
     Tensor::cat(&[x, &across, &down], 1)

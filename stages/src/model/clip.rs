@@ -76,6 +76,14 @@ impl ClipConfig {
         stages.iter().take(stage.saturating_sub(1)).sum::<i64>() + block >= first
     }
 
+    /// The shape of activations in front of the last `left` blocks: positions and channels.
+    pub fn shape_of_activations(&self, left: i64) -> (i64, i64) {
+        match &self.resnet {
+            None => (self.grid() * self.grid() + 1, self.vision_width),
+            Some(blocks) => ModifiedResNet::shape_of_activations(self, blocks, left),
+        }
+    }
+
     /// Positions along one side of the dense feature grid.
     pub fn grid(&self) -> i64 {
         self.image_size / self.patch_size
@@ -100,10 +108,21 @@ impl Tower {
         }
     }
 
-    /// The last `count` blocks of a ViT; nothing if it has fewer, or for a ResNet.
+    /// The last `count` blocks, a ResNet's counted over its stages; nothing if it has fewer.
     pub fn last_blocks(path: &nn::Path, config: &ClipConfig, count: i64, start: Start) -> Option<Self> {
-        let there = config.resnet.is_none() && (1..=config.vision_layers).contains(&count);
-        there.then(|| Self::Vit(Box::new(VisionTower::last_blocks(path, config, count, start))))
+        (1..=config.vision_layers).contains(&count).then(|| match &config.resnet {
+            None => Self::Vit(Box::new(VisionTower::last_blocks(path, config, count, start))),
+            Some(blocks) => Self::ResNet(Box::new(ModifiedResNet::last_blocks(path, config, blocks, count, start))),
+        })
+    }
+
+    /// What the last `left` blocks are given: (B, N, channels); for a ViT tokens, the class token first, for a ResNet the positions of
+    /// its map.
+    pub fn activations(&self, images: &Tensor, left: i64) -> Tensor {
+        match self {
+            Self::Vit(tower) => tower.activations(images, left),
+            Self::ResNet(tower) => tower.activations(images, left),
+        }
     }
 
     /// `images`: (B, 3, s, s), normalised. Pooled (B, d) and dense (B, N, d) features, not normalised. A ResNet has one way to
@@ -115,11 +134,11 @@ impl Tower {
         }
     }
 
-    /// The rest of the way for activations in front of a ViT's last `left` blocks.
+    /// The rest of the way for activations in front of the last `left` blocks.
     pub fn finish(&self, tokens: &Tensor, left: i64, dense: Dense) -> (Tensor, Tensor) {
         match self {
             Self::Vit(tower) => tower.finish(tokens, left, dense),
-            Self::ResNet(_) => unreachable!("a ResNet's last blocks are never built alone"),
+            Self::ResNet(tower) => tower.finish(tokens, left),
         }
     }
 }

@@ -19,7 +19,7 @@ impl Mix {
     pub fn apply(&self, x: &Tensor) -> Tensor {
         let (axes, shape): (&[i64], &[i64]) =
             if x.dim() == 4 { (&[2, 3], &[-1, 1, 1, 1]) } else { (&[1], &[-1, 1, 1]) };
-        let mean = x.mean_dim(Some(axes), true, Kind::Float).detach();
+        let mean = x.mean_dim(Some(axes), true, None::<Kind>).detach();
         let std = (x.var_dim(Some(axes), true, true) + EPS).sqrt().detach();
         let keeps = self.keeps.view(shape);
         let mixed = |own: &Tensor| {

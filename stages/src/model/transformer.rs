@@ -1,9 +1,10 @@
 //! The pre-norm transformer block that both CLIP towers are made of (methods.md 5.3).
 
+use tch::Tensor;
 use tch::nn::{self, Module, Path};
-use tch::{Kind, Tensor};
 
 use super::start::Start;
+use crate::precision::wide;
 
 /// Width of one attention head in OpenAI's models, and in all text towers.
 pub const HEAD_WIDTH: i64 = 64;
@@ -164,14 +165,13 @@ impl Block {
 
 /// Each row of `x` divided by its Euclidean norm along the last axis; a zero row stays zero.
 pub fn l2_normalise(x: &Tensor) -> Tensor {
-    let kind = if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-    let norm = x.square().sum_dim_intlist(-1, true, kind).sqrt().clamp_min(1e-12);
+    let norm = x.square().sum_dim_intlist(-1, true, wide(x.kind())).sqrt().clamp_min(1e-12);
     x / norm
 }
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
+    use tch::{Device, Kind};
 
     use super::*;
 

@@ -16,8 +16,8 @@ use siteline_stages::resume::Checkpoints;
 use siteline_stages::sampler::Sampler;
 use siteline_stages::segmenter::{Reads, Segmenter, SegmenterConfig};
 use siteline_stages::shared::{Frozen, SharedConfig};
-use siteline_stages::trainer;
 use siteline_stages::trainer::params::{KeptEpoch, LrSchedule, Params};
+use siteline_stages::trainer::{self, EpochRow};
 use tch::{Device, Kind, Tensor, nn};
 
 use crate::formula;
@@ -49,8 +49,8 @@ pub fn tensor(name: &str, shape: &[i64]) -> Tensor {
     Tensor::from_slice(&formula::uniform(name, count).map(|value| value as f32).collect::<Vec<_>>()).view(shape)
 }
 
-fn dictionary() -> Dictionary {
-    let unit = |name: &str, shape: &[i64]| l2_normalise(&tensor(name, shape));
+fn dictionary(kind: Kind) -> Dictionary {
+    let unit = |name: &str, shape: &[i64]| l2_normalise(&tensor(name, shape).to_kind(kind));
     let classes: Vec<String> = CLASSES.map(str::to_owned).into();
     Dictionary {
         z: unit("z", &[12, D]),
@@ -109,8 +109,7 @@ fn side_of(reads: Reads) -> i64 {
     if let Reads::Pixels(side) = reads { side } else { SIDE }
 }
 
-/// CausalCLIPSeg is deep, with a norm behind every convolution: after larger steps the second gradient is another one wherever the
-/// first was next to nothing.
+/// After larger steps CausalCLIPSeg, deep and with a norm behind every convolution, is another network.
 fn lr_of(method: MethodName) -> f64 {
     if method == MethodName::CausalClipSeg { 1e-4 } else { LR }
 }
@@ -135,17 +134,23 @@ pub fn params(method: MethodName, methods: &MethodParams) -> Params {
     }
 }
 
-/// The variables behind the steps; `frozen` is an encoder that is run and not trained.
-pub fn updated_on(
+/// What a training came to.
+pub struct Updated {
+    variables: Tensors,
+    rows: Vec<EpochRow>,
+    lr: f64,
+}
+
+/// A model by the formula, in floats of a kind; `frozen` is an encoder that is run and not trained.
+pub fn built(
     method: MethodName,
     methods: MethodParams,
     weights: Option<&ClipWeights>,
     reads: Reads,
     frozen: Option<Frozen>,
-    sites: &[SiteData],
-) -> Tensors {
-    let params = params(method, &methods);
-    let dictionary = dictionary();
+    kind: Kind,
+) -> Segmenter {
+    let dictionary = dictionary(kind);
     let config = SegmenterConfig {
         method,
         params: methods,
@@ -170,6 +175,10 @@ pub fn updated_on(
         kept_epoch: KeptEpoch::Last,
         selection: None,
     };
+    let frozen = frozen.map(|mut frozen| {
+        frozen.store.set_kind(kind);
+        frozen
+    });
     let mut model = Segmenter::new(config, Some(&dictionary), weights, frozen, Some(0), Device::Cpu).unwrap();
     tch::no_grad(|| {
         for (name, mut variable) in model.store.variables() {
@@ -178,65 +187,160 @@ pub fn updated_on(
             }
         }
     });
-    trainer::train(&mut model, &params, sites, &mut Checkpoints::new(None), &|_, _| {}).unwrap();
-    model.variables()
+    model.store.set_kind(kind);
+    model
 }
 
-/// Holds each variable to the reference's; every one of the reference's must be there, and every one that trains.
-pub fn agree(method: &str, found: &Tensors) {
-    let deep = method.starts_with("causalclipseg");
-    // Convolutions round otherwise on another processor, and an activation within rounding of a rectifier's kink goes the other way:
-    // the deeper the network, the further that is carried.
-    let (lr, tolerance) = match method {
-        _ if deep => (lr_of(MethodName::CausalClipSeg), 5e-2),
-        "unet" => (LR, 5e-3),
-        _ => (LR, 1e-3),
+/// Trains in floats of a kind, the data those of `sites`.
+pub fn updated_on(
+    method: MethodName,
+    methods: MethodParams,
+    weights: Option<&ClipWeights>,
+    reads: Reads,
+    frozen: Option<Frozen>,
+    sites: &[SiteData],
+    kind: Kind,
+) -> Updated {
+    let params = params(method, &methods);
+    let mut model = built(method, methods, weights, reads, frozen, kind);
+    let sites: Vec<SiteData> = sites.iter().map(|site| in_kind(site, kind)).collect();
+    let trained = trainer::train(&mut model, &params, &sites, &mut Checkpoints::new(None), &|_, _| {}).unwrap();
+    Updated { variables: model.variables(), rows: trained.rows, lr: params.lr }
+}
+
+/// The same site, its numbers of a kind; bytes of images stay such where that is the trainer's own.
+fn in_kind(site: &SiteData, kind: Kind) -> SiteData {
+    let cast = |x: &Tensor| x.to_kind(kind);
+    SiteData {
+        site: site.site.clone(),
+        ids: site.ids.clone(),
+        patients: site.patients.clone(),
+        classes: site.classes.clone(),
+        prompts: site.prompts.clone(),
+        validates: site.validates.clone(),
+        content: match &site.content {
+            Content::Features { pooled, dense } => Content::Features { pooled: cast(pooled), dense: cast(dense) },
+            Content::Pixels(bytes) if kind == Kind::Double => Content::Pixels(cast(bytes)),
+            other => other.handles(),
+        },
+        masks: site.masks.shallow_clone(),
+        origin: None,
+    }
+}
+
+/// What counts as the same number.
+struct Tolerance {
+    /// Of losses, relative.
+    loss: f64,
+    /// Of what updates add, as a share of the learning rate.
+    change: f64,
+    /// One value in so many of a variable may differ by more.
+    rare: i64,
+}
+
+impl Tolerance {
+    /// In 64 bits every value is the reference's. In 32 a gradient may be nothing but rounding, and its sign anything, which is all that
+    /// AdamW's first step sees of it; an activation within rounding of a rectifier's kink goes the other way, and the deeper the
+    /// network, the further that is carried.
+    fn of(method: &str, variable: &str, kind: Kind) -> Self {
+        match method {
+            _ if kind == Kind::Double => Self { loss: 1e-7, change: 1e-4, rare: i64::MAX },
+            "unet" => Self { loss: 1e-5, change: 0.2, rare: 20 },
+            // In the maskers the branches nearly cancel.
+            _ if method.starts_with("causalclipseg") => {
+                Self { loss: 1e-4, change: 5e-2, rare: if variable.contains(".masker_") { 5 } else { 10 } }
+            }
+            _ => Self { loss: 1e-5, change: 1e-3, rare: 100 },
+        }
+    }
+}
+
+/// Trains in 64 and in 32 bits, and holds what is minimised and what is added to each variable to the reference's.
+pub fn agree(method: &str, train: &dyn Fn(Kind) -> Updated) {
+    let golden = golden();
+    // The frozen towers that CoOp and CLIPSeg keep are of 32 bits.
+    let kinds: &[Kind] = match method {
+        "coop" | "clipseg" => &[Kind::Float],
+        _ => &[Kind::Double, Kind::Float],
     };
-    // One value in so many may differ.
-    let rare = |name: &str| match (deep, name.contains(".masker_")) {
-        (true, true) => 5,
-        (true, false) => 10,
-        _ => 100,
+    for kind in kinds.iter().copied() {
+        let found = train(kind);
+        let expected: Vec<f64> = Vec::try_from(golden[&format!("losses.{method}")].to_kind(Kind::Double)).unwrap();
+        let losses: Vec<f64> = found.rows.iter().map(|row| minimised(method, row)).collect();
+        assert_eq!(losses.len(), expected.len(), "{method}");
+        let tolerance = Tolerance::of(method, "", kind).loss;
+        let same = losses.iter().zip(&expected).all(|(own, other)| (own - other).abs() <= tolerance * other.abs());
+        assert!(same, "{method} in {kind:?}: {losses:?} is minimised, not {expected:?}");
+        agree_on_changes(method, &golden, &found, kind);
+    }
+}
+
+/// What a step minimised: the objective and the weighted penalties; every epoch here is one step.
+fn minimised(method: &str, row: &EpochRow) -> f64 {
+    let weight = |name: &str| match name {
+        "variance" | "invariance" | "alignment" => 1.0,
+        "confusion" => -1.0,
+        "contrast" => 0.1,
+        "causal" => 0.5,
+        "consistency" if method == "randconv" => 10.0,
+        // FACT's rises over five epochs.
+        "consistency" => 2.0 * (-5.0 * (1.0 - (row.epoch as f64 - 1.0) / 5.0).powi(2)).exp(),
+        other => panic!("no weight is known of `{other}`"),
     };
+    row.segmentation + row.penalties.iter().map(|(name, value)| weight(name) * value).sum::<f64>()
+}
+
+/// Every variable of the reference's must be there, and every one that trains.
+fn agree_on_changes(method: &str, golden: &Tensors, found: &Updated, kind: Kind) {
+    let Updated { variables, lr, .. } = found;
     let prefix = format!("{method}.");
-    let expected: BTreeMap<String, Tensor> = golden()
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.strip_prefix(&prefix)?.to_owned(), value)))
+    let expected: BTreeMap<String, Tensor> = golden
+        .iter()
+        .filter_map(|(name, value)| Some((name.strip_prefix(&prefix)?.to_owned(), value.to_kind(Kind::Double))))
         .collect();
     assert!(!expected.is_empty(), "{method}");
-    let trained: Vec<&String> = found.iter().filter(|(_, value)| value.requires_grad()).map(|(name, _)| name).collect();
+    let trained: Vec<&String> =
+        variables.iter().filter(|(_, value)| value.requires_grad()).map(|(name, _)| name).collect();
     assert_eq!(trained, expected.keys().collect::<Vec<_>>(), "{method}");
     let count = |of: Tensor| of.sum(Kind::Int64).int64_value(&[]);
-    // What all keys have in common is nothing to a softmax over them, nor what a whole channel has to its norm: the gradient is
-    // rounding alone.
-    let idle = |name: &str| {
-        let keys = ["key.bias", "k_proj.bias"].iter().any(|end| name.ends_with(end));
-        keys || (name.contains(".masker_") && name.ends_with("last.bias"))
-    };
-    // Of the biases of queries, keys and values in one row, the keys' are idle.
-    let but_keys = |name: &str, value: Tensor| match name.ends_with("in_proj_bias") {
-        true => value.view([3, -1]).index_select(0, &Tensor::from_slice(&[0i64, 2])),
-        false => value,
-    };
-    // Of a large variable the reference tells values at equal distances.
-    let told = |value: &Tensor, like: &Tensor| match value.numel() == like.numel() {
+    let (mut moved, mut told_of) = (0, 0);
+    for (name, value) in &expected {
+        let start = formula::weight(&format!("updates.{name}"), &variables[name].size()).to_kind(Kind::Double);
+        let difference =
+            told(name, &(variables[name].to_kind(Kind::Double) - start), value, kind) - told(name, value, value, kind);
+        let tolerance = Tolerance::of(method, name, kind);
+        let (off, all) = (count(difference.abs().gt(tolerance.change * lr)), difference.numel() as i64);
+        // Of a small variable two values.
+        let most = if all >= 16 { (all / tolerance.rare).max(2) } else { all / tolerance.rare };
+        let most = if kind == Kind::Double { 0 } else { most };
+        assert!(
+            off <= most || is_idle(name, kind),
+            "{method} in {kind:?}: {off} of {all} values of `{name}` differ, by up to {} of the rate",
+            difference.abs().max().double_value(&[]) / lr
+        );
+        (moved, told_of) = (moved + count(value.abs().gt(0.1 * lr)), told_of + value.numel() as i64);
+    }
+    assert!(moved * 2 > told_of, "{method}: the reference moved {moved} of {told_of} values");
+}
+
+/// What all keys have in common is nothing to a softmax over them, nor what a whole channel has to its norm: in 32 bits the gradient is
+/// rounding alone.
+fn is_idle(name: &str, kind: Kind) -> bool {
+    let keys = ["key.bias", "k_proj.bias"].iter().any(|end| name.ends_with(end));
+    kind == Kind::Float && (keys || (name.contains(".masker_") && name.ends_with("last.bias")))
+}
+
+/// Of a large variable the reference tells values at equal distances. Of the biases of queries, keys and values in one row, the keys' are
+/// idle.
+fn told(name: &str, value: &Tensor, like: &Tensor, kind: Kind) -> Tensor {
+    let value = match value.numel() == like.numel() {
         true => value.view_as(like),
         false => value.reshape([-1]).slice(0, 0, None, value.numel().div_ceil(MOST) as i64),
     };
-    for (name, value) in expected.iter().filter(|(name, _)| !idle(name)) {
-        let difference = but_keys(name, told(&found[name], value) - value);
-        let (off, all) = (count(difference.abs().gt(tolerance * lr)), difference.numel() as i64);
-        assert!(
-            off * rare(name) <= if all >= 16 { all.max(2 * rare(name)) } else { all },
-            "{method}: {off} of {all} values of `{name}` differ"
-        );
+    match name.ends_with("in_proj_bias") && kind == Kind::Float {
+        true => value.view([3, -1]).index_select(0, &Tensor::from_slice(&[0i64, 2])),
+        false => value,
     }
-    let before = |(name, value): (&String, &Tensor)| {
-        let before = told(&formula::weight(&format!("updates.{name}"), &found[name].size()), value);
-        (count((value - before).abs().gt(0.1 * lr)), value.numel() as i64)
-    };
-    let (moved, all) = expected.iter().map(before).fold((0, 0), |sum, (moved, all)| (sum.0 + moved, sum.1 + all));
-    assert!(moved * 2 > all, "{method}: the reference moved {moved} of {all} values");
 }
 
 /// A small CLIP with weights by the formula.

@@ -21,10 +21,10 @@ from shared import D, IMAGES, SITES, Shared, adamw, step, tensor
 
 torch.set_num_threads(1)
 ALL, N = SITES * IMAGES, 16
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073], dtype=torch.float32).double().view(1, 3, 1, 1)
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711], dtype=torch.float32).double().view(1, 3, 1, 1)
 draws = json.loads((here / "draws.json").read_text())
-shift = 0.3 * torch.arange(SITES).repeat_interleave(IMAGES)
+shift = 0.3 * torch.arange(SITES).repeat_interleave(IMAGES).float()
 out = {}
 
 
@@ -33,21 +33,21 @@ def masks(side):
 
 
 def pixels(side):
-    return ((tensor("pixels", ALL, 3, side, side) + 1) * 127.5).round()
+    return ((tensor("pixels", ALL, 3, side, side) + 1) * 127.5).round().double()
 
 
 def segmentation(logits, truth):
     return F.cross_entropy(logits, truth)
 
 
-def keep(method, variables):
-    for name, value in variables.items():
-        out[f"{method}.{name}"] = value.detach().clone()
+def keep(method, model):
+    out.update({f"{method}.{name}": change for name, change in model.changes().items()})
+    out[f"losses.{method}"] = torch.tensor(model.losses)
 
 
 def mixed(x, draw, axes):
     """MixStyle: statistics over `axes`, which pass no gradient, are those of the own image and of the partner in a share."""
-    keeps = torch.tensor(draw["keeps"], dtype=torch.float32).view(-1, *[1] * (x.dim() - 1))
+    keeps = torch.tensor(draw["keeps"], dtype=torch.float32).double().view(-1, *[1] * (x.dim() - 1))
     mean = x.mean(axes, keepdim=True).detach()
     std = (x.var(axes, keepdim=True, unbiased=True) + 1e-6).sqrt().detach()
     other = draw["partner"]
@@ -63,11 +63,11 @@ def two_updates(method, features, side, total):
         truth = masks(side)[draw["rows"]]
         truth = truth.repeat(len(x) // len(truth), 1, 1)
         step(model, total(model.decode(model.prepare(x), side), truth, model, x, number), optimiser)
-    keep(method, model.v)
+    keep(method, model)
 
 
 # MixStyle on cached maps: statistics over positions.
-dense = tensor("dense", ALL, N, D) + shift[:, None, None]
+dense = (tensor("dense", ALL, N, D) + shift[:, None, None]).double()
 two_updates("mixstyle-feature", lambda draw: mixed(dense[draw["rows"]], draw, (1,)), 16,
             lambda logits, truth, *_: segmentation(logits, truth))
 
@@ -115,7 +115,7 @@ def values(images):
 # what the teacher says of the other. The teacher follows behind each step.
 def fact(draw):
     images = pixels(32)[draw["rows"]]
-    shares = torch.tensor(draw["shares"], dtype=torch.float32).view(-1, 1, 1, 1)
+    shares = torch.tensor(draw["shares"], dtype=torch.float32).double().view(-1, 1, 1, 1)
     own, other = torch.fft.fft2(images), torch.fft.fft2(images[draw["partner"]])
     amplitude = shares * other.abs() + (1 - shares) * own.abs()
     changed = torch.fft.ifft2(amplitude * torch.exp(1j * own.angle())).real.clamp(0, 255)
@@ -152,7 +152,7 @@ def convolved(draw):
     images = pixels(32)[draw["rows"]] / 127.5 - 1
     drawn = []
     for one in draw["draws"]:
-        kernel = torch.tensor(one["kernel"], dtype=torch.float32).view(3, 3, one["side"], one["side"])
+        kernel = torch.tensor(one["kernel"], dtype=torch.float32).double().view(3, 3, one["side"], one["side"])
         drawn.append(one["keeps"] * images + (1 - one["keeps"]) * F.conv2d(images, kernel, padding=one["side"] // 2))
     return values((torch.cat(drawn) + 1) * 127.5)
 
@@ -169,7 +169,7 @@ two_updates("randconv", convolved, 32, agreeing)
 # SWAD: twelve steps of ERM, a validation behind each. Offline, as the paper states it: from the first loss that is the least of the
 # N_s that begin with it to in front of the first N_e losses in a row that are all above r times the mean of those N_s.
 N_S, N_E, R, STEPS = 2, 2, 1.01, 12
-held = tensor("validation dense", SITES * 2, N, D)
+held = tensor("validation dense", SITES * 2, N, D).double()
 held_masks = (tensor("validation masks", SITES * 2, 16, 16) < 0.2).long()
 model = Shared()
 optimiser = adamw(list(model.v.values()))
@@ -185,6 +185,8 @@ end = next((i for i in range(start, STEPS - N_E + 1) if min(losses[i:i + N_E]) >
 print("validation losses", [round(loss, 5) for loss in losses], "valley", start, end)
 assert end is not None and end - start < STEPS - 1, "the valley must begin and end"
 for name in weights[0]:
-    out[f"swad.{name}"] = torch.stack([weights[i][name] for i in range(start, end)]).mean(0)
+    mean = torch.stack([weights[i][name] for i in range(start, end)]).mean(0)
+    out[f"swad.{name}"] = (mean - formula.weight("updates." + name, mean.shape)).float()
+out["losses.swad"] = torch.tensor(model.losses)
 
 save_file({name: value.detach().contiguous() for name, value in out.items()}, str(here / "drawn_updates.safetensors"))

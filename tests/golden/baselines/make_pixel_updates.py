@@ -1,8 +1,8 @@
 """Golden numbers for two updates of each method that reads pixels: U-Net, CLIPSeg, and CausalCLIPSeg's alternation of two updates.
 
 Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 transformers==5.23.0 monai==1.6.1 safetensors==0.8.0 numpy==2.3.5; python make_pixel_updates.py
-Weights and data are those of ../formula.py. Writes pixel_updates.safetensors beside itself, of each variable some 512 values at equal
-distances. What is minimised is that of docs/methods.md.
+Weights and data are those of ../formula.py. Writes pixel_updates.safetensors beside itself: what is minimised, and what updates add to
+each variable, some 512 values of it at equal distances. All in 64 bits. What is minimised is that of docs/methods.md.
 """
 
 import pathlib
@@ -24,12 +24,13 @@ from network import Network
 from networks import Unet, clipseg_decoder, clipseg_variables, fill, unet_variables
 
 torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
 IMAGES, LR, MOST = 8, 0.01, 512
 # A deep network with a norm behind every convolution: after larger steps the second gradient is another one wherever the first was
 # next to nothing.
 LR_CAUSAL = 1e-4
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073], dtype=torch.float32).double().view(1, 3, 1, 1)
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711], dtype=torch.float32).double().view(1, 3, 1, 1)
 CLASSES = ["polyp", "tumor", "cyst"]
 labels = torch.arange(IMAGES) % len(CLASSES)
 tokenizer = open_clip.SimpleTokenizer()
@@ -43,13 +44,24 @@ def tensor(name, *shape):
 
 def data(side):
     """Bytes 0 to 255 of each image, and masks."""
-    return ((tensor("pixels", IMAGES, 3, side, side) + 1) * 127.5).round(), tensor("masks", IMAGES, side, side) > 0.2
+    return ((tensor("pixels", IMAGES, 3, side, side) + 1) * 127.5).round().double(), tensor("masks", IMAGES, side, side) > 0.2
 
 
-def keep(method, variables):
+def flat(parts):
+    return torch.cat([part.detach().flatten() for part in parts])
+
+
+def begin(variables):
+    """How variables are before their updates."""
+    return {name: flat(parts) for name, parts in variables.items()}
+
+
+def keep(method, variables, before):
     for name, parts in variables.items():
-        flat = torch.cat([part.detach().flatten() for part in parts])
-        out[f"{method}.{name}"] = flat[::-(-len(flat) // MOST)]
+        change = flat(parts) - before[name]
+        out[f"{method}.{name}"] = change[::-(-len(change) // MOST)].float()
+    out[f"losses.{method}"] = torch.tensor(step.losses)
+    step.losses = []
 
 
 def step(loss, groups, lr=LR):
@@ -57,6 +69,7 @@ def step(loss, groups, lr=LR):
     params = [p for params, _ in groups for p in params]
     optimiser = step.optimisers.setdefault(id(params[0]), torch.optim.AdamW(
         [{"params": params, "lr": lr * factor} for params, factor in groups], weight_decay=0.01))
+    step.losses.append(loss.item())
     optimiser.zero_grad()
     for p in params:
         p.grad = None
@@ -66,17 +79,18 @@ def step(loss, groups, lr=LR):
     optimiser.step()
 
 
-step.optimisers = {}
+step.optimisers, step.losses = {}, []
 pixels, masks = data(32)
-truth = masks.float()[:, None]
+truth = masks.double()[:, None]
 
 unet = Unet(16)
 variables = {f"method.{name}": parts for name, parts in unet_variables(unet).items()}
 fill(variables, "updates.")
+before = begin(variables)
 for _ in range(2):
     logits = unet(pixels / 127.5 - 1)
     step(F.binary_cross_entropy_with_logits(logits, truth) + DiceLoss(sigmoid=True)(logits, truth), [(list(unet.parameters()), 1.0)])
-keep("unet", variables)
+keep("unet", variables, before)
 
 clip = CLIP(embed_dim=64, quick_gelu=True, vision_cfg=CLIPVisionCfg(layers=2, width=64, head_width=64, patch_size=16, image_size=32),
             text_cfg=CLIPTextCfg(context_length=77, vocab_size=49408, width=64, heads=1, layers=1)).eval()
@@ -93,11 +107,12 @@ with torch.no_grad():
 decoder = clipseg_decoder(vision=64, projection=64, side=32, patch=16, layers=2, width=16)
 variables = {f"method.decoder.{name}": parts for name, parts in clipseg_variables(decoder).items()}
 fill(variables, "updates.")
+before = begin(variables)
 trained = [p for parts in variables.values() for p in parts]
 for _ in range(2):
     logits = decoder((tokens[0], tokens[1]), text)[0].reshape(IMAGES, 1, 32, 32)
     step(F.binary_cross_entropy_with_logits(logits, truth), [(trained, 1.0)])
-keep("clipseg", variables)
+keep("clipseg", variables, before)
 
 # A table of those tokens alone that the prompts need, the last one that of the end.
 known = sorted({token for row in words for token in row})
@@ -107,7 +122,7 @@ for image, label in enumerate(labels):
     ids[image, :len(row)] = torch.tensor(row)
 out["causalclipseg_tokens"] = torch.tensor(known)
 pixels, masks = data(64)
-truth, images = masks.float()[:, None], (pixels / 255 - MEAN) / STD
+truth, images = masks.double()[:, None], (pixels / 255 - MEAN) / STD
 networks = []
 
 
@@ -118,6 +133,7 @@ def causalclipseg(word, game, loss, reverses=False):
     networks.append(network)
     network.forward(images, ids)
     variables = network.variables()
+    before = begin({name: [value] for name, value in variables.items()})
     of_maskers = [value for name, value in variables.items() if ".masker_" in name]
     of_clip = [value for name, value in variables.items() if ".backbone." in name and "positional_embedding" not in name]
     rest = [value for name, value in variables.items() if ".masker_" not in name and not any(value is other for other in of_clip)]
@@ -132,7 +148,9 @@ def causalclipseg(word, game, loss, reverses=False):
             step(game(*losses(), True), [(of_maskers, 1.0)], LR_CAUSAL)
         else:
             step(game(*losses(), False), [(rest + of_maskers, 1.0), (of_clip, 0.1)], LR_CAUSAL)
-    keep(word, {name: [value] for name, value in variables.items()})
+    # What is told of a step is what its first update minimises.
+    step.losses = step.losses[::2 if word == "causalclipseg" else 1]
+    keep(word, {name: [value] for name, value in variables.items()}, before)
 
 
 def bce(logits):

@@ -1,4 +1,4 @@
-"""Golden numbers for two updates of each method on cached features: losses, two steps of AdamW, and MCDRL's modules.
+"""Golden numbers for two updates of each method on cached features: what is minimised, and what two steps of AdamW add to each variable.
 
 Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors==0.8.0 numpy==2.3.5; python make_updates.py
 Weights and data are those of ../formula.py. Writes updates.safetensors beside itself. Formulas are those that docs/methods.md gives.
@@ -22,12 +22,13 @@ out = {}
 
 
 site = torch.arange(SITES).repeat_interleave(IMAGES)
-pooled = tensor("pooled", SITES * IMAGES, D) + 0.3 * site[:, None]
-dense = tensor("dense", SITES * IMAGES, N, D) + 0.3 * site[:, None, None]
+shift = 0.3 * site.float()
+pooled = (tensor("pooled", SITES * IMAGES, D) + shift[:, None]).double()
+dense = (tensor("dense", SITES * IMAGES, N, D) + shift[:, None, None]).double()
 masks = (tensor("masks", SITES * IMAGES, SIDE, SIDE) > 0.2).long()
 labels = torch.arange(SITES * IMAGES) % K
-z, classes = unit(tensor("z", M, D)), unit(tensor("classes", K, D))
-targets = unit(tensor("class_domain", K, M, D)).mean(1)
+z, classes = unit(tensor("z", M, D).double()), unit(tensor("classes", K, D).double())
+targets = unit(tensor("class_domain", K, M, D).double()).mean(1)
 
 
 class Model(Shared):
@@ -47,8 +48,8 @@ def by_site(logits):
 
 
 def keep(method, model):
-    for name, value in model.v.items():
-        out[f"{method}.{name}"] = value.detach().clone()
+    out.update({f"{method}.{name}": change for name, change in model.changes().items()})
+    out[f"losses.{method}"] = torch.tensor(model.losses)
 
 
 def erm_like(method, total, extra=()):
@@ -108,7 +109,9 @@ optimiser = adamw(list(model.v.values()))
 for _ in range(2):
     for v in model.v.values():
         v.grad = None
-    by_site(model.decode(model.encode()[1])).mean().backward()
+    loss = by_site(model.decode(model.encode()[1])).mean()
+    loss.backward()
+    model.losses.append(loss.item())
     norm = torch.stack([v.grad.norm() for v in model.v.values()]).norm()
     before = {name: v.detach().clone() for name, v in model.v.items()}
     with torch.no_grad():
@@ -148,13 +151,16 @@ for _ in range(2):
     _, features = model.encode()
     step(model, by_site(model.decode(features)).mean() - confusion(features), theirs)
     step(model, confusion(model.encode()[1].detach()), its)
+# What is told of a step is what its first update minimises.
+model.losses = model.losses[::2]
 keep("dann", model)
 
 # MCDRL: depth 2, feed-forward of ratio 1, the four variants of its intervention.
 RATIO, DEPTH = 1, 2
 
 
-def mcdrl(variant, width=D, heads=1, zeros=False):
+def mcdrl(variant, width=D, heads=1, zeros=False, other=False):
+    """`other`: the other choices of what is inferred: alpha, pooling, lengths, what stands for an image."""
     extra = [] if zeros else [("method.gate", ())]
     layers = 0 if variant == "project_out" else DEPTH
     for i in range(layers):
@@ -172,12 +178,12 @@ def mcdrl(variant, width=D, heads=1, zeros=False):
         image, features = model.encode()
         # The N = alpha n positions of each image that look most like any class.
         similarity = (unit(features) @ unit(classes).T).amax(-1)
-        kept = torch.argsort(similarity, dim=1, descending=True, stable=True)[:, :N // 2]
+        kept = torch.argsort(similarity, dim=1, descending=True, stable=True)[:, :N // 4 if other else N // 2]
         index = kept[..., None].expand(-1, -1, D)
         x = features.gather(1, index)
         if variant == "project_out":
-            basis = torch.linalg.qr(z.T.double())[0]
-            x = (x.double() - x.double() @ basis @ basis.T).float()
+            basis = torch.linalg.qr(z.T)[0]
+            x = x - x @ basis @ basis.T
         for i in range(layers):
             p = f"method.intervention.{i}."
             q = model.linear(p + "query", model.norm(p + "ln_1", x)).unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -191,16 +197,21 @@ def mcdrl(variant, width=D, heads=1, zeros=False):
             x = x + model.linear(p + "contract", F.gelu(model.linear(p + "expand", model.norm(p + "ln_2", x))))
         dropped = torch.zeros_like(features) if zeros else features * model.v["method.gate"]
         represented = dropped.scatter(1, index, x)
-        causal = ((unit(x.mean(1)) - unit(targets[labels])) ** 2).sum(-1).mean()
-        contrast = F.cross_entropy(unit(image) @ unit(classes).T / 0.5, labels)
+        if other:
+            causal = ((x.amax(1) - targets[labels]) ** 2).sum(-1).mean()
+            contrast = F.cross_entropy(unit(features.mean(1)) @ unit(classes).T / 0.2, labels)
+        else:
+            causal = ((unit(x.mean(1)) - unit(targets[labels])) ** 2).sum(-1).mean()
+            contrast = F.cross_entropy(unit(image) @ unit(classes).T / 0.5, labels)
         step(model, by_site(model.decode(represented)).mean() + 0.5 * causal + 0.1 * contrast, optimiser)
-    keep(f"mcdrl_{variant}{f'_{width}_{heads}' if heads > 1 else ''}", model)
+    keep(f"mcdrl_{'other' if other else variant}{f'_{width}_{heads}' if heads > 1 else ''}", model)
 
 
 for variant in ("residual", "attn_only", "subtract", "project_out"):
     mcdrl(variant)
 # Several heads, an attention of another width, nothing at all where positions were dropped.
 mcdrl("residual", width=32, heads=4, zeros=True)
+mcdrl("residual", other=True)
 
 # CoOp: four learned words in front of "background" and each class, a text tower of one layer.
 TEXT, CONTEXT, WORDS = 64, 4, 49408
@@ -239,19 +250,22 @@ def text(row):
     return unit(x[-1] @ t["text_projection"])
 
 
-optimiser = adamw([context])
+optimiser, losses = adamw([context]), []
 for _ in range(2):
     cosines = unit(dense) @ torch.stack([text(row) for row in rows]).T * torch.tensor(2.0).exp()
     maps = torch.cat([cosines[..., :1], cosines[..., 1:].logsumexp(-1, keepdim=True)], -1)
     maps = maps.transpose(1, 2).reshape(-1, 2, int(N**0.5), int(N**0.5))
     optimiser.zero_grad()
-    by_site(F.interpolate(maps, size=(SIDE, SIDE), mode="bilinear", align_corners=False)).mean().backward()
+    loss = by_site(F.interpolate(maps, size=(SIDE, SIDE), mode="bilinear", align_corners=False)).mean()
+    loss.backward()
+    losses.append(loss.item())
     torch.nn.utils.clip_grad_norm_([context], 1.0)
     optimiser.step()
-out["coop.method.context"] = context.detach()
+out["coop.method.context"] = (context.detach() - weight("updates.method.context", context.shape)).float()
+out["losses.coop"] = torch.tensor(losses)
 
 # FACT's consistency with its teacher in the sixth epoch, and RandConv's loss and consistency of three draws.
-own, taught = tensor("own", 4, 2, 5, 5) * 3, tensor("taught", 4, 2, 5, 5) * 3
+own, taught = tensor("own", 4, 2, 5, 5) * 3, tensor("taught", 4, 2, 5, 5) * 3  # in 32 bits
 
 
 def divergence(student, teacher):

@@ -1,4 +1,7 @@
-"""What methods that share the head are made of, for the references: adapter, head, one step of AdamW; data by ../formula.py."""
+"""What methods that share the head are made of, for the references: adapter, head, one step of AdamW; data by ../formula.py.
+
+Everything is calculated in 64 bits: where gradients are next to nothing, 32 leave AdamW's direction to rounding.
+"""
 
 import pathlib
 import sys
@@ -10,10 +13,12 @@ import torch.nn.functional as F
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from formula import uniform, weight
 
+torch.set_default_dtype(torch.float64)
 SITES, IMAGES, D, WIDTH, LR = 2, 4, 64, 16, 0.01
 
 
 def tensor(name, *shape):
+    """In 32 bits, as data come."""
     return torch.from_numpy(uniform(name, int(np.prod(shape))).astype("float32")).view(shape)
 
 
@@ -36,6 +41,11 @@ class Shared:
                        f"{b}.norm.weight": (WIDTH,), f"{b}.norm.bias": (WIDTH,)}
         shapes |= dict(extra)
         self.v = {name: weight("updates." + name, shape).requires_grad_() for name, shape in shapes.items()}
+        self.losses = []
+
+    def changes(self):
+        """What updates have added to each variable."""
+        return {name: (value.detach() - weight("updates." + name, value.shape)).float() for name, value in self.v.items()}
 
     def prepare(self, x):
         x = unit(x) * D**0.5
@@ -69,5 +79,6 @@ def step(model, loss, optimiser):
     for v in model.v.values():
         v.grad = None
     loss.backward()
+    model.losses.append(loss.item())
     torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], 1.0)
     optimiser.step()

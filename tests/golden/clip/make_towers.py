@@ -1,7 +1,7 @@
 """Golden numbers for the towers of the five CLIP models that were published, at full size: open_clip's models, weights by ../formula.py.
 
 Run with: pip install torch==2.11.0 open_clip_torch==3.3.0 safetensors==0.8.0 numpy==2.3.5; python make_towers.py
-Writes towers.safetensors: of one image the pooled feature and some dense ones, of two texts their features.
+Writes towers.safetensors: of one image the pooled feature and some dense ones, by the value path and of a ViT by tokens, of two texts their features.
 """
 
 import pathlib
@@ -42,6 +42,8 @@ for name in ("ViT-B-32", "ViT-B-16", "ViT-L-14", "RN50", "RN101"):
             x = kept["x"]
             if x.shape[0] != 1:
                 x = x.transpose(0, 1)
+            whole = block(x)
+            out[f"{name}.tokens"] = (model.visual.ln_post(whole[:, 1:]) @ model.visual.proj)[:, ::16].contiguous()
             x = x[:, 1:]
             width = x.shape[-1]
             weight, bias = block.attn.in_proj_weight[2 * width:], block.attn.in_proj_bias[2 * width:]

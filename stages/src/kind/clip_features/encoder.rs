@@ -51,7 +51,7 @@ impl Encoder {
                 "a ResNet has no tokens: `dense: values` is its one way to dense features".into(),
             ));
         }
-        if params.blocks_left > 0 && (clip.config.resnet.is_some() || params.blocks_left > clip.config.vision_layers) {
+        if params.blocks_left > clip.config.vision_layers {
             let message = format!("this backbone's image tower has no {} last blocks", params.blocks_left);
             return Err(StageError::Request(message));
         }
@@ -120,7 +120,7 @@ impl Encoder {
         let batch = normalise_pixels(&bytes, at_once as i64, clip.config.image_size, self.device)
             .to_kind(self.params.precision.kind());
         let made = tch::no_grad(|| match (&clip.vision, self.params.blocks_left) {
-            (Tower::Vit(tower), left) if left > 0 => vec![tower.activations(&batch, left)],
+            (tower, left) if left > 0 => vec![tower.activations(&batch, left)],
             (Tower::Vit(tower), _) if !self.device.is_cuda() => {
                 let (pooled, dense) = forward_by_groups(tower, &batch, self.params.dense, images.len());
                 vec![pooled, dense]
@@ -174,15 +174,15 @@ mod tests {
     use super::*;
     use crate::model::clip::Activation;
     use crate::model::start::Start;
+    use crate::precision::Precision;
 
-    /// What is remembered of an image was computed in one place of a group, among some neighbours, and stands for all others.
-    #[test]
-    fn an_image_has_the_same_features_in_each_place_of_each_group() {
+    /// A ViT of three blocks with the sizes of one that was published.
+    fn vit(patch_size: i64, vision_width: i64) -> (nn::VarStore, VisionTower) {
         let config = ClipConfig {
             embed_dim: 512,
             image_size: 224,
-            patch_size: 16,
-            vision_width: 768,
+            patch_size,
+            vision_width,
             vision_layers: 3,
             resnet: None,
             vision_head_width: 64,
@@ -196,21 +196,58 @@ mod tests {
         tch::manual_seed(0);
         let tower = VisionTower::new(&store.root(), &config, Start::Drawn);
         store.freeze();
+        (store, tower)
+    }
+
+    /// What is remembered of an image was computed in one place of a group, among some neighbours, and stands for all others: for the
+    /// sizes of ViT-B/16, B/32 and L/14.
+    #[test]
+    fn an_image_has_the_same_features_in_each_place_of_each_group() {
         let images = Tensor::randn([8, 3, 224, 224], (Kind::Float, Device::Cpu));
         // The number of threads that an operation is divided among may change its sums; here it is one, as at work.
         runtime::set_threads(1);
-        for dense in [Dense::Values, Dense::Tokens] {
-            let at = |place: i64, neighbours: i64| {
+        for (patch, width) in [(16, 768), (32, 768), (14, 1024)] {
+            let (_store, tower) = vit(patch, width);
+            let at = |place: i64, neighbours: i64, dense: Option<Dense>| {
                 let group: Vec<Tensor> =
                     (0..4).map(|i| images.narrow(0, if i == place { 0 } else { neighbours + i }, 1)).collect();
-                let (pooled, dense) = tch::no_grad(|| forward_by_groups(&tower, &Tensor::cat(&group, 0), dense, 4));
-                (pooled.get(place), dense.get(place))
+                let group = Tensor::cat(&group, 0);
+                let made = tch::no_grad(|| match dense {
+                    Some(dense) => {
+                        let (pooled, dense) = forward_by_groups(&tower, &group, dense, 4);
+                        vec![pooled, dense]
+                    }
+                    None => vec![tower.activations(&group, 1)],
+                });
+                made.into_iter().map(|part| part.get(place)).collect::<Vec<_>>()
             };
-            let (pooled, patches) = at(0, 1);
-            for (place, neighbours) in [(0, 4), (1, 1), (2, 4), (3, 1)] {
-                let (other, others) = at(place, neighbours);
-                assert!(other.equal(&pooled) && others.equal(&patches), "{dense:?}: place {place} among {neighbours}");
+            for dense in [Some(Dense::Values), Some(Dense::Tokens), None] {
+                let first = at(0, 1, dense);
+                for (place, neighbours) in [(0, 4), (1, 1), (2, 4), (3, 1)] {
+                    let same = at(place, neighbours, dense).iter().zip(&first).all(|(other, first)| other.equal(first));
+                    assert!(same, "patches of {patch}, {dense:?}: place {place} among {neighbours}");
+                }
             }
+        }
+    }
+
+    /// In 16 bits features are those of 32 but for rounding: 8 and 11 bits of a number are kept.
+    #[test]
+    fn features_in_16_bits_are_those_of_32_but_for_rounding() {
+        let (mut store, tower) = vit(32, 768);
+        let images = Tensor::randn([2, 3, 224, 224], (Kind::Float, Device::Cpu));
+        let features = |tower: &VisionTower, kind: Kind| {
+            let (pooled, dense) = tch::no_grad(|| tower.forward(&images.to_kind(kind), Dense::Values, None));
+            [pooled, dense].map(|x| x.to_kind(Kind::Double))
+        };
+        let full = features(&tower, Kind::Float);
+        for (precision, most) in [(Precision::Bf16, 3e-2), (Precision::Fp16, 4e-3)] {
+            store.set_kind(precision.kind());
+            for (own, full) in features(&tower, precision.kind()).iter().zip(&full) {
+                let off = ((own - full).norm() / full.norm()).double_value(&[]);
+                assert!(off > 0.0 && off < most, "{precision:?}: off by {off} of their length");
+            }
+            store.set_kind(Kind::Float);
         }
     }
 }

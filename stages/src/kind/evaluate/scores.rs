@@ -58,8 +58,14 @@ pub(super) fn band(truth: &[bool], side: usize) -> Vec<bool> {
     near
 }
 
-/// Writes the rows, and what each of their numbers means.
-pub(super) fn write(path: &Path, rows: &[Row], params: &Params, config: &SegmenterConfig) -> Result<()> {
+/// Writes the rows, and what each of their numbers means. `without`: what of its method the model lacks.
+pub(super) fn write(
+    path: &Path,
+    rows: &[Row],
+    params: &Params,
+    config: &SegmenterConfig,
+    without: Option<&str>,
+) -> Result<()> {
     let texts = |of: &dyn Fn(&Row) -> Option<String>| frame::texts(rows.iter().map(of));
     let counts =
         |of: fn(&Counts) -> i64| -> ArrayRef { Arc::new(rows.iter().map(|r| of(&r.counts)).collect::<Int64Array>()) };
@@ -93,9 +99,11 @@ pub(super) fn write(path: &Path, rows: &[Row], params: &Params, config: &Segment
         ("in_domain", flag(params.in_domain)),
         ("selection", texts(&|_| Some(selection.clone()))),
         ("oracle", flag(oracle)),
+        ("without", texts(&|_| without.map(str::to_owned))),
     ];
-    let nullable =
-        |name: &str| name == "class" || name.contains("_px") || name.contains("brier") || name.contains("ece");
+    let nullable = |name: &str| {
+        ["class", "without"].contains(&name) || name.contains("_px") || name.contains("brier") || name.contains("ece")
+    };
     let field = |(name, values): &(&str, ArrayRef)| Field::new(*name, values.data_type().clone(), nullable(name));
     let schema = Schema::new(columns.iter().map(field).collect::<Vec<_>>());
     let notes = [
@@ -109,6 +117,7 @@ pub(super) fn write(path: &Path, rows: &[Row], params: &Params, config: &Segment
         ),
         ("nsd_monai", format!("as MONAI 1.6, within {} pixels of the working size", params.nsd_tolerance)),
         ("size", "tercile of the lesion's area among the images of the site".to_owned()),
+        ("without", "what of the method did not work yet in the epoch whose weights were kept".to_owned()),
         ("boundary", format!("pixels within {BAND} of the truth's outline")),
     ];
     let mut writer = frame::Writer::new(path, schema, &notes)?;

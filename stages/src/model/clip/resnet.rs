@@ -135,33 +135,80 @@ impl ModifiedResNet {
             let conv = conv(path / format!("conv{number}"), input, output, 3, stride, start);
             (conv, norm(path / format!("bn{number}"), output))
         });
-        let mut input = width;
+        let stem = stem.collect();
+        Self { stem, ..Self::last_blocks(path, config, blocks, blocks.iter().sum(), start) }
+    }
+
+    /// Its last `count` blocks, counted over all stages, and the attention pool: what is behind [`ModifiedResNet::activations`].
+    pub fn last_blocks(path: &nn::Path, config: &ClipConfig, blocks: &[i64; 4], count: i64, start: Start) -> Self {
+        let width = config.vision_width;
+        let first = blocks.iter().sum::<i64>() - count;
+        let (mut input, mut place) = (width, 0);
         let mut stage = |number: usize, count: i64| -> Vec<Bottleneck> {
             let inside = width << number;
             let path = path / format!("layer{}", number + 1);
-            let stages = (0..count).map(|i| {
+            let stages = (0..count).filter_map(|i| {
                 let stride = if i == 0 && number > 0 { 2 } else { 1 };
-                let block = Bottleneck::new(&(&path / i), input, inside, stride, start);
-                input = inside * EXPANSION;
+                let block = (place >= first).then(|| Bottleneck::new(&(&path / i), input, inside, stride, start));
+                (input, place) = (inside * EXPANSION, place + 1);
                 block
             });
             stages.collect()
         };
         Self {
-            stem: stem.collect(),
+            stem: Vec::new(),
             stages: blocks.iter().enumerate().map(|(number, count)| stage(number, *count)).collect(),
             pool: AttentionPool::new(&(path / "attnpool"), config, start),
         }
     }
 
-    /// `images`: (B, 3, s, s), normalised. The maps behind the four stages, at strides 4, 8, 16 and 32. `train` takes batch
-    /// statistics. Styles are mixed behind the first two stages, as MixStyle's authors do.
-    pub fn maps(&self, images: &Tensor, train: bool, mix: Option<&Mix>) -> Vec<Tensor> {
+    /// The shape of activations in front of the last `left` blocks: positions and channels.
+    pub fn shape_of_activations(config: &ClipConfig, blocks: &[i64; 4], left: i64) -> (i64, i64) {
+        let done = blocks.iter().sum::<i64>() - left;
+        let side = config.image_size / 4;
+        let mut behind = (side * side, config.vision_width);
+        let mut first = 0;
+        for (number, count) in blocks.iter().enumerate() {
+            if first < done {
+                let side = side >> number;
+                behind = (side * side, (config.vision_width << number) * EXPANSION);
+            }
+            first += count;
+        }
+        behind
+    }
+
+    fn stem(&self, images: &Tensor, train: bool) -> Tensor {
         let mut x = images.shallow_clone();
         for (conv, norm) in &self.stem {
             x = norm.forward_t(&conv.forward(&x), train).relu();
         }
-        x = pooled(x, 2);
+        pooled(x, 2)
+    }
+
+    /// Maps in front of the last `left` blocks, position by position: (B, N, channels).
+    pub fn activations(&self, images: &Tensor, left: i64) -> Tensor {
+        let blocks: Vec<&Bottleneck> = self.stages.iter().flatten().collect();
+        let done = blocks.len().saturating_sub(left as usize);
+        let map = blocks[..done].iter().fold(self.stem(images, false), |x, block| block.forward(&x, false));
+        map.flatten(2, 3).transpose(1, 2).contiguous()
+    }
+
+    /// The rest of the way for [`ModifiedResNet::activations`] in front of the last `left` blocks, of as many as this tower has.
+    pub fn finish(&self, tokens: &Tensor, left: i64) -> (Tensor, Tensor) {
+        let blocks: Vec<&Bottleneck> = self.stages.iter().flatten().collect();
+        let done = blocks.len().saturating_sub(left as usize);
+        let (images, positions, channels) = tokens.size3().expect("activations are (B, N, channels)");
+        let side = positions.isqrt();
+        let map = tokens.transpose(1, 2).contiguous().view([images, channels, side, side]);
+        let last = blocks[done..].iter().fold(map, |x, block| block.forward(&x, false));
+        (self.pool.forward(&last), self.pool.values(&last))
+    }
+
+    /// `images`: (B, 3, s, s), normalised. The maps behind the four stages, at strides 4, 8, 16 and 32. `train` takes batch
+    /// statistics. Styles are mixed behind the first two stages, as MixStyle's authors do.
+    pub fn maps(&self, images: &Tensor, train: bool, mix: Option<&Mix>) -> Vec<Tensor> {
+        let mut x = self.stem(images, train);
         let mut maps = Vec::with_capacity(self.stages.len());
         for (number, stage) in self.stages.iter().enumerate() {
             x = stage.iter().fold(x, |x, block| block.forward(&x, train));
