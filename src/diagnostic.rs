@@ -172,19 +172,19 @@ pub fn show(error: &CommandError) -> ExitCode {
     match error {
         CommandError::Manifest(all) => {
             for diagnostic in &all.list {
-                eprintln!("{}\n", excerpt(diagnostic, &renderer, Level::ERROR));
+                errln!("{}\n", excerpt(diagnostic, &renderer, Level::ERROR));
             }
             if all.list.len() > 1 {
-                eprintln!("{} errors", all.list.len());
+                errln!("{} errors", all.list.len());
             }
         }
         other => {
             let said = other.to_string();
             // A program that ends may say why in many lines.
             let message = if matches!(other, CommandError::Pack(_)) { printable(&said) } else { on_one_line(&said) };
-            eprintln!("{}", renderer.render(&[Group::with_title(Level::ERROR.primary_title(message))]));
+            errln!("{}", renderer.render(&[Group::with_title(Level::ERROR.primary_title(message))]));
             if let Some(hint) = other.hint() {
-                eprintln!("hint: {}", printable(&hint));
+                errln!("hint: {}", printable(&hint));
             }
         }
     }
@@ -195,7 +195,7 @@ pub fn show(error: &CommandError) -> ExitCode {
 pub fn warn(warnings: &[Diagnostic]) {
     let renderer = renderer();
     for warning in warnings {
-        eprintln!("{}\n", excerpt(warning, &renderer, Level::WARNING));
+        errln!("{}\n", excerpt(warning, &renderer, Level::WARNING));
     }
 }
 

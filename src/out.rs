@@ -14,6 +14,11 @@ macro_rules! out {
     ($($text:tt)*) => { $crate::out::write(format_args!($($text)*)) };
 }
 
+/// Prints a line to standard error, as `eprintln!`; where that cannot be written to, nobody is left to be told.
+macro_rules! errln {
+    ($($text:tt)*) => { { let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($text)*))); } };
+}
+
 /// Writes to standard output, or ends the process with an error.
 pub fn write(text: Arguments) {
     let mut out = std::io::stdout().lock();
@@ -25,7 +30,7 @@ pub fn write(text: Arguments) {
         // A reader that went away is no reason to fail.
         && error.kind() != std::io::ErrorKind::BrokenPipe
     {
-        eprintln!("error: failed to write to standard output: {error}");
+        errln!("error: failed to write to standard output: {error}");
         std::process::exit(1);
     }
 }

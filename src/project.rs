@@ -160,6 +160,35 @@ pub fn find_instances(planner: &Planner, texts: &[String]) -> Result<Vec<NodeInd
     Ok(planner.graph.order.iter().copied().filter(|node| chosen.contains(node)).collect())
 }
 
+/// The same by name; where a text fits nothing of the sweep, the instances of earlier sweeps that fit it and were executed, without a
+/// place in the graph.
+///
+/// # Errors
+/// A text that is no pattern, and one that nothing fits or ever fitted.
+pub fn find_past_instances(
+    project: &Project,
+    planner: &Planner,
+    texts: &[String],
+) -> Result<Vec<(String, Option<NodeIndex>)>, CommandError> {
+    let (mut present, mut past) = (Vec::new(), BTreeSet::new());
+    for text in texts {
+        let Err(missing) = find_instances(planner, std::slice::from_ref(text)) else {
+            present.push(text.clone());
+            continue;
+        };
+        let wanted = pattern(text)?;
+        let mut known = project.store.instances_of(&project.loaded.manifest.name)?;
+        known.retain(|name| wanted.fits_name(name));
+        if known.is_empty() {
+            return Err(missing);
+        }
+        past.extend(known);
+    }
+    let nodes = if present.is_empty() { Vec::new() } else { find_instances(planner, &present)? };
+    let present = nodes.into_iter().map(|node| (planner.graph.dag[node].name.clone(), Some(node)));
+    Ok(present.chain(past.into_iter().map(|name| (name, None))).collect())
+}
+
 /// A pattern as it was typed, read.
 pub fn pattern(text: &str) -> Result<InstancePattern, CommandError> {
     let hint = "patterns look like `train` or `train[method=mcdrl,held_out=*]`".to_owned();

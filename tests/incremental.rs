@@ -84,10 +84,30 @@ fn a_comment_in_the_prompts_stops_where_the_content_is_equal_again() {
     assert!(said.stderr.contains("same    train[method=mcdrl"), "{}", said.stderr);
 }
 
-/// A worker whose description says that the sources of one method are others: the description is what the build makes of the
-/// sources (stages/tests/fingerprint.rs).
+/// What the build makes of the sources.
+#[path = "../stages/build/fingerprint.rs"]
+mod fingerprint;
+
+/// Fingerprints of this workspace's kinds, and those that a build would make with one number of MCDRL's source changed.
+fn fingerprints() -> [serde_json::Value; 2] {
+    let dir = tempfile::tempdir().unwrap();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let parts = ["stages", "datasets", "tables", "Cargo.lock"].map(|part| root.join(part));
+    assert!(std::process::Command::new("cp").arg("-r").args(parts).arg(dir.path()).status().unwrap().success());
+    let all = || serde_json::from_str(&fingerprint::all(dir.path()).unwrap()).unwrap();
+    let before = all();
+    let source = dir.path().join("stages/src/method/mcdrl.rs");
+    let text = std::fs::read_to_string(&source).unwrap();
+    let edited = text.replace("alpha * positions as f64 + 0.5", "alpha * positions as f64 + 0.4");
+    assert_ne!(text, edited);
+    std::fs::write(&source, edited).unwrap();
+    [before, all()]
+}
+
+/// One model's source is changed: that model's instances are stale, and no other's.
 #[test]
 fn changed_code_of_one_method_reruns_that_method() {
+    let [before, after] = fingerprints();
     let space = Space::finished();
     let copy = space.path("siteline-worker");
     std::fs::copy(worker(), &copy).unwrap();
@@ -96,9 +116,9 @@ fn changed_code_of_one_method_reruns_that_method() {
     let kinds = space.path("siteline-worker.kinds.json");
     let mut description: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&kinds).unwrap()).unwrap();
     for kind in description["kinds"].as_array_mut().unwrap() {
-        if let Some(method) = kind["code"]["variants"].get_mut("method") {
-            method["mcdrl"] = "0".repeat(64).into();
-        }
+        let name = kind["name"].as_str().unwrap().to_owned();
+        assert_eq!(kind["code"]["base"], before[&name]["base"], "{name} was built from other sources");
+        kind["code"] = after[&name].clone();
     }
     std::fs::write(&kinds, description.to_string()).unwrap();
     let planned = space.run(&["--worker", copy, "plan", "--json"]);

@@ -8,6 +8,7 @@ mod bad_input;
 mod browser;
 mod commands;
 mod concurrency;
+mod escapes;
 mod gc;
 mod incremental;
 mod json;

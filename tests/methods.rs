@@ -236,7 +236,7 @@ fn causalclipseg_trains_plays_and_reads_sentences() {
             &format!("table: data/{site}/truth.csv, prompt: {{column: sentence}},"),
         );
     }
-    space.edit("siteline.yaml", "seed: [0]", "seed: [0]\n  arm:\n    - {name: game, causalclipseg: {warm_up: 1}}\n    - {name: no-game, causalclipseg: {game: no-game, loss: bce+dice}}\n    - {name: grl, causalclipseg: {game: grl, warm_up: 1}}\n    - {name: shuffled, causalclipseg: {text: shuffled}}");
+    space.edit("siteline.yaml", "seed: [0]", "seed: [0]\n  arm:\n    - {name: game, causalclipseg: {warm_up: 1}}\n    - {name: no-game, causalclipseg: {game: no-game, loss: bce+dice}}\n    - {name: grl, causalclipseg: {game: grl, warm_up: 1}}\n    - {name: shuffled, causalclipseg: {text: shuffled}}\n    - {name: empty, causalclipseg: {text: empty}}\n    - {name: classes, causalclipseg: {text: classes}}");
     space.edit(
         "siteline.yaml",
         "per: [method, backbone, held_out, seed]\n    needs:\n      samples",
@@ -249,6 +249,15 @@ fn causalclipseg_trains_plays_and_reads_sentences() {
     );
     space.edit("siteline.yaml", "epochs: 2,", "epochs: 2, lr: 0.001,");
     table_of(&space, &["causalclipseg"]);
+    // What an arm reads is what it trains on: no two come to the same.
+    let arms = ["game", "no-game", "grl", "shuffled", "empty", "classes"];
+    let of = |arm: &str| {
+        losses_of(&space, &format!("train[method=causalclipseg,backbone=tiny,held_out=A,seed=0,arm={arm}]"))
+    };
+    let losses: Vec<Vec<f64>> = arms.iter().map(|arm| of(arm)).collect();
+    for (place, own) in losses.iter().enumerate() {
+        assert!(!own.is_empty() && !losses[..place].contains(own), "{}: {losses:?}", arms[place]);
+    }
 }
 
 /// A size of a backbone reaches its towers, and one that does not fit is refused.

@@ -443,7 +443,7 @@ fn random_histories_run_what_an_oracle_says_and_leave_what_a_clean_build_leaves(
         let mut oracle = Oracle::default();
         let space = Space::of_commands("");
         let mut history = vec!["the first run".to_owned()];
-        for _ in 0..9 {
+        for step in 0..9 {
             model.write(&space);
             let (expected, outputs) = oracle.run(&model);
             let before = journals(&space);
@@ -456,6 +456,13 @@ fn random_histories_run_what_an_oracle_says_and_leave_what_a_clean_build_leaves(
             for (instance, output) in &outputs {
                 let found = String::from_utf8(space.output(instance, "out")).unwrap();
                 assert_eq!(&found, output, "seed {seed}, {history:?}: {instance}");
+            }
+            // A clean build takes as long as all of the history: now and then, and at the end.
+            if step % 3 == 2 {
+                let clean = Space::of_commands("");
+                model.write(&clean);
+                clean.executed(&[]);
+                assert_eq!(space.artifacts(), clean.artifacts(), "seed {seed}, {history:?}");
             }
             let of_needs = model.stages.iter().flat_map(|stage| &stage.needs).map(|need| match need.condition {
                 Condition::None => "all",

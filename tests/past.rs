@@ -103,3 +103,25 @@ fn results_of_what_the_sweep_has_no_more_are_named() {
     let said = space.run(&["run"]).stdout;
     assert!(!said.contains("Still of an earlier run"), "{said}");
 }
+
+/// What the sweep has no more is remembered all the same, by its name or a pattern.
+#[test]
+fn instances_that_the_sweep_has_no_more_have_their_history_and_their_log() {
+    let space = Space::of_commands(
+        "axes: {n: [1, 2, 3]}\nstages:\n  a: {run: \"echo printed ${n}; echo ${n} >o\", per: [n], outputs: [o]}\n",
+    );
+    space.executed(&[]);
+    space.edit("siteline.yaml", "[1, 2, 3]", "[1, 2]");
+    let history = space.run(&["history", "a[n=3]"]);
+    assert_eq!(history.code, 0, "{}", history.stderr);
+    assert!(history.stdout.contains("a[n=3] is no part of the sweep any more."), "{}", history.stdout);
+    assert!(history.stdout.contains("key "), "{}", history.stdout);
+    assert!(!space.run(&["history", "a[n=1]"]).stdout.contains("any more"));
+    let both = space.run(&["history", "a[n=3]", "a[n=1]", "--json"]).stdout;
+    let both: serde_json::Value = serde_json::from_str(&both).unwrap();
+    let of = |place: usize| (both[place]["instance"].as_str().unwrap(), both[place]["in_sweep"].as_bool().unwrap());
+    assert_eq!((of(0), of(1)), (("a[n=1]", true), ("a[n=3]", false)));
+    assert!(space.run(&["log", "a[n=3]"]).stdout.contains("printed 3"));
+    let never = space.run(&["history", "a[n=4]"]);
+    assert!(never.code == 2 && never.stderr.contains("no instance fits `a[n=4]`"), "{}", never.stderr);
+}

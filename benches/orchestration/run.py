@@ -8,7 +8,7 @@ Each tool starts from nothing (cold), does nothing (no-op), follows one changed 
 file), and one that only the scores of one held-out site read (few: 2.5% of 10,000 instances). `--plan-only` plans what was
 never built. The tools take turns, at each of the runs that are quick too, whose best in a round counts; each number is the
 median of the rounds. Peers are installed by pip into a folder of their own. A tool that is over its time limit is reported as
-such.
+such. `shells` is the floor of a cold run: the commands alone, by `xargs`.
 """
 
 import argparse
@@ -25,13 +25,14 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from sweep import Sweep
 
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "siteline")
+FLOOR = "shells"
 PEERS = {"ninja": "ninja==1.13.2", "snakemake": "snakemake==9.27.1", "dvc": "dvc==3.67.1"}
 
 
 def install(tools):
     folder = os.path.join(CACHE, "bench-peers")
     for tool in tools:
-        if tool == "siteline" or os.path.exists(f"{folder}/{tool}/.complete"):
+        if tool in ("siteline", FLOOR) or os.path.exists(f"{folder}/{tool}/.complete"):
             continue
         shutil.rmtree(f"{folder}/{tool}", ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", f"{folder}/{tool}"], check=True)
@@ -44,6 +45,8 @@ def commands(tool, folder, siteline, jobs):
     """The command that brings everything up to date, and the one that only plans."""
     if tool == "siteline":
         return [siteline, "run", "--quiet", "-j", jobs], [siteline, "plan"]
+    if tool == FLOOR:
+        return ["sh", "run.sh"], None
     program = f"{folder}/{tool}/bin/{tool}"
     if tool == "ninja":
         return [program, "-j", jobs, "--quiet"], [program, "-n", "--quiet"]
@@ -81,10 +84,10 @@ def in_turns(commands, times):
     return {tool: None if None in timings else min(timings) for tool, timings in found.items()}
 
 
-def prepared(tool, sweep, peers, scratch):
+def prepared(tool, sweep, peers, scratch, jobs):
     """A folder with the sweep as this tool reads it."""
     where = tempfile.mkdtemp(prefix=f"{tool}-{sweep.count}-", dir=scratch)
-    getattr(sweep, tool)(where)
+    getattr(sweep, tool)(where, *([jobs] if tool == FLOOR else []))
     if tool == "dvc":
         dvc = f"{peers}/dvc/bin/dvc"
         subprocess.run([dvc, "init", "--no-scm", "--quiet"], cwd=where, check=True)
@@ -104,13 +107,15 @@ def changed(file, command, where):
 
 def measure(tools, sweep, peers, options, scratch):
     """One round: what each tool took for each column."""
-    where = {tool: prepared(tool, sweep, peers, scratch) for tool in tools}
+    if options.plan_only:
+        tools = [tool for tool in tools if tool != FLOOR]
+    where = {tool: prepared(tool, sweep, peers, scratch, options.jobs) for tool in tools}
     given = {tool: commands(tool, peers, options.siteline, options.jobs) for tool in tools}
     run, plan = ({tool: (given[tool][which], where[tool]) for tool in tools} for which in (0, 1))
     if options.plan_only:
         return {tool: {"plan": entry} for tool, entry in in_turns(plan, 3).items()}
     rows = {tool: {"cold": timed(*run[tool], options.limit)} for tool in tools}
-    built = [tool for tool in tools if rows[tool]["cold"]]
+    built = [tool for tool in tools if rows[tool]["cold"] and tool != FLOOR]
     # What takes long would hold up the others' turns.
     for quick in (True, False):
         now = [tool for tool in built if (rows[tool]["cold"][0] < 20) == quick]
@@ -135,7 +140,7 @@ def summed_up(rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="100,1000,10000")
-    parser.add_argument("--tools", default="siteline,ninja,snakemake,dvc")
+    parser.add_argument("--tools", default="siteline,ninja,shells,snakemake,dvc")
     target = os.environ.get("CARGO_TARGET_DIR") or f"{CACHE}/target"
     parser.add_argument("--siteline", default=f"{target}/release/siteline")
     parser.add_argument("--limit", type=float, default=300, help="seconds for a cold run; a tool that is over it drops out")
@@ -161,7 +166,7 @@ def compare(options, tools, peers, scratch):
             rows = measure([tool for tool in tools if tool not in given_up], sweep, peers, options, scratch)
             for tool, row in rows.items():
                 measured.setdefault(tool, []).append(row)
-                if not (row["plan"] if options.plan_only else row["cold"]):
+                if not row["plan" if options.plan_only else "cold"]:
                     given_up.add(tool)
         rows = {tool: summed_up(rounds) for tool, rounds in measured.items()}
         print(f"\n{sweep.count} instances, {options.jobs} at a time; seconds, and Siteline's time as a multiple of the tool's")

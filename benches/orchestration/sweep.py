@@ -105,6 +105,20 @@ stages:
                 file.write(f"build {out}: sh {' '.join(inputs)}\n  command = {command}\n")
             file.write("default out/table\n")
 
+    def shells(self, folder, jobs):
+        """The commands alone, stage by stage, as many at a time: nothing is decided, hashed or kept."""
+        self.data(folder)
+        os.makedirs(f"{folder}/out", exist_ok=True)
+        stages = {}
+        for name, _, _, command in self.steps():
+            stages.setdefault(name.split("-")[0], []).append(command)
+        with open(f"{folder}/run.sh", "w") as script:
+            script.write("set -e\n")
+            for stage, commands in stages.items():
+                with open(f"{folder}/{stage}.commands", "w") as file:
+                    file.writelines(f"{command}\n" for command in commands)
+                script.write(f"xargs -a {stage}.commands -d '\\n' -n 1 -P {jobs} /bin/sh -c\n")
+
     def snakemake(self, folder):
         self.data(folder)
         points = "method=METHODS, backbone=BACKBONES, held_out=SITES, seed=SEEDS"

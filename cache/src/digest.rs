@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 mod mapped;
+pub(crate) use mapped::is_being_written;
 
 /// What is read at a time: a power of two, so that a piece is a subtree of BLAKE3's, and small enough to be in the cache
 /// still when it is hashed.

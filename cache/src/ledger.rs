@@ -168,6 +168,16 @@ impl Ledger {
         })
     }
 
+    /// Every instance of a manifest that was ever executed, sorted.
+    pub(crate) fn instances_of(&self, manifest: &str) -> Result<Vec<String>> {
+        self.run(|c| {
+            let mut statement =
+                c.prepare("SELECT DISTINCT instance FROM executions WHERE manifest = ?1 ORDER BY instance")?;
+            let rows = statement.query_map([manifest], |row| row.get(0))?;
+            rows.collect()
+        })
+    }
+
     /// The time that executions of a stage kind took, in milliseconds: their number and sum, by stage name.
     pub(crate) fn durations(&self, manifest: &str) -> Result<BTreeMap<String, (u64, u64)>> {
         self.run(|c| {

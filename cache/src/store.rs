@@ -306,6 +306,14 @@ impl Store {
         self.ledger.executions_of(manifest, instance)
     }
 
+    /// Every instance of a manifest that was ever executed, sorted, whether or not its sweep has it still.
+    ///
+    /// # Errors
+    /// A ledger that cannot be read.
+    pub fn instances_of(&self, manifest: &str) -> Result<Vec<String>> {
+        self.ledger.instances_of(manifest)
+    }
+
     /// How long executions of each stage of a manifest took: their number and their sum in milliseconds.
     ///
     /// # Errors

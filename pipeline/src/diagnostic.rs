@@ -48,13 +48,16 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 
 /// `did you mean ...?`, or the list of what there is.
 pub fn suggest<'a>(name: &str, what: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> String {
-    let mut all: Vec<_> = Vec::new();
-    for one in known.clone().into_iter().map(|k| format!("`{k}`")) {
-        if !all.contains(&one) {
-            all.push(one);
-        }
-    }
-    let list = if all.is_empty() { "there are none".to_owned() } else { all.join(", ") };
+    const MOST: usize = 20;
+    let mut all: Vec<&str> = Vec::new();
+    let mut seen = std::collections::HashSet::new();
+    all.extend(known.clone().into_iter().filter(|one| seen.insert(*one)));
+    let shown: Vec<String> = all.iter().take(MOST).map(|one| format!("`{one}`")).collect();
+    let list = match all.len() {
+        0 => "there are none".to_owned(),
+        count if count > MOST => format!("{} and {} more", shown.join(", "), count - MOST),
+        _ => shown.join(", "),
+    };
     match nearest(name, known) {
         Some(close) => format!("did you mean `{close}`? {what}: {list}"),
         None => format!("{what}: {list}"),

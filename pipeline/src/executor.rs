@@ -12,6 +12,7 @@ pub(crate) mod crew;
 pub(crate) mod gate;
 pub(crate) mod gpus;
 pub(crate) mod log;
+pub(crate) mod orphans;
 pub(crate) mod outputs;
 pub mod processes;
 pub mod sandbox;

@@ -20,6 +20,7 @@ use crate::executor::crew::Crew;
 use crate::executor::gate::Gate;
 use crate::executor::gpus;
 use crate::executor::log::LogFile;
+use crate::executor::orphans;
 use crate::executor::processes::{self, Watcher};
 use crate::executor::sandbox::Sandbox;
 use crate::executor::work_dir::Workshop;
@@ -359,6 +360,7 @@ impl Driver<'_, '_, '_> {
         self.committer = None;
         if self.watcher.take().is_some() {
             processes::end_all_of(&self.id);
+            orphans::end_those_of(&self.id, None);
         }
         let _ = self.outcomes.flush();
         std::mem::take(&mut self.summary)

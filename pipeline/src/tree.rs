@@ -79,7 +79,7 @@ impl Node {
             };
             BadYaml { message, span }
         })?;
-        Ok(Raw(root).into_node(text))
+        Raw(root).into_node(text)
     }
 
     /// The entry of a map.
@@ -194,26 +194,41 @@ enum Tree {
 struct Raw(Spanned<Tree>);
 
 impl Raw {
-    fn into_node(self, text: &str) -> Node {
+    /// # Errors
+    /// Values that no later part could hold as they are written.
+    fn into_node(self, text: &str) -> Result<Node, BadYaml> {
         let span = span_of(&self.0.referenced, text);
+        let bad = |message: &str| BadYaml { message: message.to_owned(), span: Some(span.clone()) };
         let value = match self.0.value {
             Tree::Null => NodeValue::Null,
             Tree::Bool(b) => NodeValue::Bool(b),
+            // The parser makes a fraction of what is larger than 64 bits, and so another number.
+            Tree::Number(n) if n.is_f64() && is_whole(&text[span.clone()]) => {
+                return Err(bad("a whole number of more than 64 bits; in quotation marks it is a text"));
+            }
             Tree::Number(n) => NodeValue::Number(n),
+            Tree::Text(t) if t.contains('\0') => return Err(bad("a text with a NUL, which no command can be given")),
             Tree::Text(t) => NodeValue::Text(t),
-            Tree::List(items) => NodeValue::List(items.into_iter().map(|item| Raw(item).into_node(text)).collect()),
-            Tree::Map(entries) => NodeValue::Map(
-                entries
-                    .into_iter()
-                    .map(|(key, value)| {
-                        let key_span = span_of(&key.referenced, text);
-                        (key.value, Entry { key_span, value: Raw(value).into_node(text) })
-                    })
-                    .collect(),
-            ),
+            Tree::List(items) => {
+                let items = items.into_iter().map(|item| Raw(item).into_node(text));
+                NodeValue::List(items.collect::<Result<_, _>>()?)
+            }
+            Tree::Map(entries) => {
+                let entries = entries.into_iter().map(|(key, value)| {
+                    let key_span = span_of(&key.referenced, text);
+                    Ok((key.value, Entry { key_span, value: Raw(value).into_node(text)? }))
+                });
+                NodeValue::Map(entries.collect::<Result<_, _>>()?)
+            }
         };
-        Node { span, value }
+        Ok(Node { span, value })
     }
+}
+
+/// Whether digits alone are written, with a sign at most.
+fn is_whole(written: &str) -> bool {
+    let digits = written.trim().trim_start_matches(['+', '-']);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_')
 }
 
 impl<'de> Deserialize<'de> for Tree {

@@ -127,10 +127,7 @@ impl Diff {
         };
         for run in [before, after] {
             if !project.store.is_whole(run) {
-                eprintln!(
-                    "warning: what became of the instances of {} is not all there: its files are damaged",
-                    run.id
-                );
+                errln!("warning: what became of the instances of {} is not all there: its files are damaged", run.id);
             }
         }
         let asked_for_some = is_partial(after);

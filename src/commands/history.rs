@@ -14,7 +14,7 @@ use siteline_pipeline::why::{self, Change};
 use super::{Outcome, time_of};
 use crate::args::Common;
 use crate::diagnostic::CommandError;
-use crate::project::{Project, find_instances};
+use crate::project::{Project, find_past_instances};
 
 /// Show every execution of instances that the store remembers, with what changed from one to the next.
 #[derive(Debug, Args)]
@@ -35,6 +35,8 @@ pub struct History {
 pub struct Past {
     /// The instance.
     instance: String,
+    /// Whether the sweep has it still.
+    in_sweep: bool,
     /// Runs in which it failed, the latest first.
     failures: Vec<FailedIn>,
     /// Runs that executed it once more under a key that had its result already; the earlier result counts.
@@ -78,11 +80,11 @@ impl History {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
         let mut planner = project.planner()?;
-        let found = find_instances(&planner, &self.instances)?;
-        let names: Vec<String> = found.iter().map(|node| planner.graph.dag[*node].name.clone()).collect();
+        let found = find_past_instances(&project, &planner, &self.instances)?;
+        let names: Vec<String> = found.iter().map(|(name, _)| name.clone()).collect();
         let mut outcomes = outcomes_of(&project, &names);
         let mut all = Vec::new();
-        for instance in names {
+        for (instance, node) in found.iter().cloned() {
             let executions = executions(&project, &instance)?;
             let Outcomes { failures, executed } = outcomes.remove(&instance).unwrap_or_default();
             // Under a key that another run has its result under, and still has.
@@ -91,12 +93,13 @@ impl History {
                 same.clone().next().is_some() && same.clone().all(|execution| execution.run != *run)
             };
             let again = executed.into_iter().filter(repeats).map(|(run, _)| run).collect();
-            all.push(Past { instance, failures, again, executions, result_of: None });
+            let in_sweep = node.is_some();
+            all.push(Past { instance, in_sweep, failures, again, executions, result_of: None });
         }
         if all.iter().any(|past| past.executions.is_empty()) {
             let plan = planner.plan()?;
-            for (past, node) in all.iter_mut().zip(&found).filter(|(past, _)| past.executions.is_empty()) {
-                if let State::Cached(hit) = plan.state(*node) {
+            for (past, (_, node)) in all.iter_mut().zip(&found).filter(|(past, _)| past.executions.is_empty()) {
+                if let Some(State::Cached(hit)) = node.map(|node| plan.state(node)) {
                     past.result_of = Some((hit.instance.clone(), hit.run.clone()));
                 }
             }
@@ -169,6 +172,9 @@ fn executions(project: &Project, instance: &str) -> Result<Vec<Execution>, Comma
 
 impl Past {
     fn show(&self) {
+        if !self.in_sweep {
+            outln!("{} is no part of the sweep any more.", self.instance);
+        }
         match &self.result_of {
             Some((instance, run)) => {
                 let own = &self.instance;

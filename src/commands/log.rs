@@ -16,7 +16,7 @@ use siteline_pipeline::printable::printable;
 use super::{Outcome, count};
 use crate::args::Common;
 use crate::diagnostic::CommandError;
-use crate::project::{Project, find_instances};
+use crate::project::{Project, find_instances, find_past_instances};
 
 /// Show the logs of instances as of their last run: of what failed, or of the execution that made the result.
 #[derive(Debug, Args)]
@@ -39,40 +39,40 @@ impl Log {
     pub fn run(self, common: &Common) -> Outcome {
         let project = Project::open(common, Access::Read)?;
         let mut planner = project.planner()?;
-        let found = find_instances(&planner, &self.instances)?;
         if self.follow {
+            let found = find_instances(&planner, &self.instances)?;
             let [node] = found.as_slice() else {
                 let message = format!("{} fit, and one at a time can be followed", count(found.len(), "instance"));
                 return Err(CommandError::request(message, "give every axis a value".to_owned()));
             };
             return follow::follow(&project.store, &project.loaded.manifest.name, &planner.graph.dag[*node].name);
         }
+        let found = find_past_instances(&project, &planner, &self.instances)?;
         let logs = Logs::of(&project);
         let mut never = Vec::new();
         // Made when something has no execution of its own, for which it takes a plan to know more.
         let mut plan = None;
-        for (place, node) in found.iter().enumerate() {
-            let name = planner.graph.dag[*node].name.clone();
+        for (place, (name, node)) in found.iter().enumerate() {
             if found.len() > 1 && !self.path {
                 outln!("{}==> {name} <==", if place > 0 { "\n" } else { "" });
             }
-            let mut last = logs.last(&name)?;
-            if matches!(last, Last::Never) {
+            let mut last = logs.last(name)?;
+            if let (Last::Never, Some(node)) = (&last, node) {
                 let plan = match &mut plan {
                     Some(plan) => plan,
                     none => none.insert(planner.plan()?),
                 };
                 if let State::Cached(hit) = plan.state(*node) {
-                    last = logs.of_another(&name, &hit.instance, &hit.run);
+                    last = logs.of_another(name, &hit.instance, &hit.run);
                 }
             }
             match last {
                 Last::Kept(path) if self.path => outln!("{}", path.display()),
                 Last::Kept(path) => show(&path)?,
                 // Where paths are asked for, nothing but paths goes to standard output.
-                Last::Told(words) if self.path => eprintln!("{words}"),
+                Last::Told(words) if self.path => errln!("{words}"),
                 Last::Told(words) => outln!("{words}"),
-                Last::Never => never.push(name),
+                Last::Never => never.push(name.clone()),
             }
         }
         match never.as_slice() {
@@ -155,7 +155,7 @@ impl Logs<'_> {
         match path.exists() {
             true => {
                 if !is_own {
-                    eprintln!("{made}");
+                    errln!("{made}");
                 }
                 Last::Kept(path)
             }

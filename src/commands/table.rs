@@ -59,7 +59,7 @@ impl Table {
         let others: Vec<&str> =
             tables.iter().map(|other| other.stage.as_str()).filter(|other| *other != table.stage).collect();
         if !others.is_empty() && self.stage.is_none() {
-            eprintln!("There are more tables: --stage {}", others.join(", --stage "));
+            errln!("There are more tables: --stage {}", others.join(", --stage "));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -118,3 +118,22 @@ fn overlaps_and_surface_distances_are_medpys_and_the_share_is_monais() {
         }
     }
 }
+
+/// As MONAI has it where it does not leave them out. Of distances no library has a number: two empty masks are 0 apart, one is infinitely
+/// far from any.
+#[test]
+fn overlaps_of_empty_masks_are_monais() {
+    let golden = golden();
+    let (nothing, mut something) = (vec![false; 48 * 48], vec![false; 48 * 48]);
+    something[20 * 48 + 20..20 * 48 + 30].fill(true);
+    for (case, (predicted, truth)) in
+        [(&nothing, &nothing), (&nothing, &something), (&something, &nothing)].into_iter().enumerate()
+    {
+        let overlap = Counts::of(predicted, truth);
+        let expected = [0, 1].map(|place| golden["overlap_of_empties"].double_value(&[case as i64, place]));
+        assert_eq!([overlap.dice(), overlap.iou()], expected, "case {case}");
+        let found = surface::compare(predicted, truth, 48, 2.0);
+        let far = if case == 0 { 0.0 } else { f64::INFINITY };
+        assert_eq!((found.hd95, found.assd), (far, far), "case {case}");
+    }
+}

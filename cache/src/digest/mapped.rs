@@ -5,7 +5,7 @@
 //! as no piece is looked at any more. A page that cannot be read would end the process as well: each piece is brought into memory
 //! by a call that can fail. Where the kernel gives no lease (other people's files, network file systems, files that are being
 //! written) or no such call (before 5.14), the file is read.
-#![allow(unsafe_code, reason = "a mapping and three calls of fcntl, which no library wraps")]
+#![allow(unsafe_code, reason = "a mapping and calls of fcntl, which no library wraps")]
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -90,4 +90,22 @@ impl<'f> Mapped<'f> {
         // SAFETY: the descriptor is open as long as the file is borrowed.
         unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
     }
+}
+
+/// Whether somebody has a file open for writing, or mapped so; what is opened for reading alone can be asked about. Of other people's
+/// files and on some file systems it cannot be told.
+pub(crate) fn is_being_written(file: &File) -> bool {
+    let descriptor = file.as_raw_fd();
+    // SAFETY: the descriptor is open as long as the file is borrowed. The lease is given back at once; SIGURG is ignored unless somebody
+    // asks for it, unlike the signal that would otherwise say that it is wanted back.
+    unsafe {
+        if libc::fcntl(descriptor, F_SETSIG, libc::SIGURG) != 0 {
+            return false;
+        }
+        if libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_RDLCK) == 0 {
+            libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_UNLCK);
+            return false;
+        }
+    }
+    std::io::Error::last_os_error().kind() == std::io::ErrorKind::WouldBlock
 }

@@ -15,7 +15,7 @@ use super::gate::Gate;
 use super::log::LogFile;
 use super::sandbox::Sandbox;
 use super::work_dir::{Layout, WorkDir, Workshop};
-use super::{Failure, Made, Message, outputs, processes};
+use super::{Failure, Made, Message, orphans, outputs, processes};
 use crate::protocol::Reply;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -134,7 +134,8 @@ impl Job {
             .env("PYTHONPATH", dir)
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("PYTHONUNBUFFERED", "1")
-            .env(processes::RUN_VARIABLE, &self.run);
+            .env(processes::RUN_VARIABLE, &self.run)
+            .env(orphans::JOB_VARIABLE, self.number.to_string());
         // As `LANG` with this value does, and programs open one file for it instead of a dozen; it would go before a declared one.
         if !self.env.iter().any(|(name, _)| ["LANG", "LC_ALL"].contains(&name.as_str())) {
             command.env("LC_CTYPE", "C.UTF-8");
@@ -178,6 +179,7 @@ impl Job {
         processes::kill_group(child.id());
         self.groups.lock().leaders.remove(&self.number);
         let status = child.wait().map_err(|e| Failure::new(format!("it cannot be waited for: {e}")))?;
+        orphans::end_those_of(&self.run, Some(&self.number.to_string()));
         match listened {
             Ok(()) if status.success() => Ok(()),
             Ok(()) => {
@@ -281,21 +283,34 @@ fn in_words(time: Duration) -> String {
 
 /// How a process ended, for people.
 pub(crate) fn how_it_ended(status: ExitStatus) -> String {
+    /// What a shell adds to the signal that ended its program.
+    const BY_SIGNAL: i32 = 128;
     match (status.code(), status.signal()) {
         (Some(127), _) => "it ended with exit code 127: the shell did not find a program".to_owned(),
-        (Some(code), _) => format!("it ended with exit code {code}"),
-        (None, Some(signal)) => {
-            let name = match signal {
-                6 => " (SIGABRT: it gave up by itself)",
-                9 => " (SIGKILL: ended from outside, perhaps for want of memory)",
-                11 => " (SIGSEGV: a bug in the program)",
-                15 => " (SIGTERM)",
-                _ => "",
-            };
-            format!("it was ended by signal {signal}{name}")
-        }
+        (Some(code), _) => match name_of(code - BY_SIGNAL) {
+            Some(name) => format!(
+                "it ended with exit code {code}: a program of it was ended by signal {}{name}",
+                code - BY_SIGNAL
+            ),
+            None => format!("it ended with exit code {code}"),
+        },
+        (None, Some(signal)) => format!("it was ended by signal {signal}{}", name_of(signal).unwrap_or_default()),
         _ => status.to_string(),
     }
+}
+
+/// What a signal is called, and what it is mostly for.
+fn name_of(signal: i32) -> Option<&'static str> {
+    Some(match signal {
+        4 => " (SIGILL: an instruction that this processor does not have)",
+        6 => " (SIGABRT: it gave up by itself)",
+        7 => " (SIGBUS: a bug in the program, or a full disk)",
+        8 => " (SIGFPE: a bug in the program)",
+        9 => " (SIGKILL: ended from outside, perhaps for want of memory)",
+        11 => " (SIGSEGV: a bug in the program)",
+        15 => " (SIGTERM)",
+        _ => return None,
+    })
 }
 
 /// The log of a command, made when it first prints something.

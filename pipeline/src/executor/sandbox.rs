@@ -20,7 +20,19 @@ impl Sandbox {
     /// Why it has none, in words.
     pub fn new(project: &Path, objects: PathBuf) -> Result<Self, String> {
         let tried = Command::new("bwrap")
-            .args(["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--unshare-pid", "true"])
+            .args([
+                "--ro-bind",
+                "/",
+                "/",
+                "--dev",
+                "/dev",
+                "--proc",
+                "/proc",
+                "--unshare-pid",
+                "--cap-drop",
+                "ALL",
+                "true",
+            ])
             .stdin(Stdio::null())
             .output();
         match tried {
@@ -37,7 +49,7 @@ impl Sandbox {
     pub(crate) fn words<'p>(&self, work: &Path, visible: impl Iterator<Item = &'p Path>) -> Vec<PathBuf> {
         let word = PathBuf::from;
         let mut words: Vec<PathBuf> =
-            ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"].map(word).into();
+            ["bwrap", "--unshare-pid", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"].map(word).into();
         words.extend(["--tmpfs", "/tmp", "--tmpfs"].map(word));
         words.push(self.project.clone());
         for path in visible.map(Path::to_owned).chain([self.objects.clone()]) {
@@ -46,7 +58,8 @@ impl Sandbox {
         words.extend([word("--bind"), work.to_owned(), work.to_owned(), word("--chdir"), work.to_owned()]);
         // What it writes to the project outside its directory fails, instead of going with the sandbox.
         words.extend([word("--remount-ro"), self.project.clone()]);
-        words.extend(["--die-with-parent", "--"].map(word));
+        // A root within could mount everything anew.
+        words.extend(["--cap-drop", "ALL", "--die-with-parent", "--"].map(word));
         words
     }
 }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::streams::{self, Heard};
-use super::{Message, processes};
+use super::{Message, orphans, processes};
 use crate::protocol::{Request, RunRequest};
 
 /// A running worker process.
@@ -93,6 +93,7 @@ impl Workers {
         command
             .args(arguments)
             .env(processes::RUN_VARIABLE, &self.run)
+            .env(orphans::JOB_VARIABLE, format!("worker {}", self.started + 1))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -139,10 +140,11 @@ impl Workers {
             streams::listen(stdout.into(), stderr.into(), take, || end_soon(pid));
             drop(reading);
         });
-        let outputs = self.outputs.clone();
+        let (outputs, run) = (self.outputs.clone(), self.run.clone());
         thread::spawn(move || {
             processes::wait_for_end(pid, None);
             processes::kill_group(pid);
+            orphans::end_those_of(&run, Some(&format!("worker {number}")));
             // What it said last belongs in front of its end.
             let _ = read.recv_timeout(LAST_WORDS);
             let _ = outputs.send(Message::Ended(number));

@@ -124,7 +124,11 @@ impl<'a> Builder<'a> {
             let shared: Arc<str> = input.as_str().into();
             let found = self.join(&stage.per, members, &join, &shared, &mut reads, joined);
             if joined.load(Ordering::Relaxed) > MOST_JOINS {
-                let message = format!("`{input}` joins more than {MOST_JOINS} pairs of instances");
+                let (own, needed) = (members.len(), self.by_stage[join.stage.as_str()].nodes.len());
+                let message = format!(
+                    "`{input}` joins more than {MOST_JOINS} pairs of instances: {own} of `{name}` with {needed} of `{}`",
+                    join.stage
+                );
                 problems.push(self.diagnostic(&path, message, Some("narrow it with `where`".into())));
                 break;
             }

@@ -77,9 +77,14 @@ pub fn params<'v>(
     axis: &impl Fn(&str) -> Option<&'v str>,
 ) -> Result<Map<String, Value>, String> {
     let from_axes = |name: &str| axis(name).map(str::to_owned);
+    // Of other parameters those that are what they are: a group's on an axis, say.
+    let given = |name: &str| {
+        let plain = |value: &&Value| !value.to_string().contains("${");
+        from_axes(name).or_else(|| with.get(name).filter(plain).map(shown))
+    };
     let mut whole = Map::new();
     for (name, value) in with {
-        whole.insert(name.clone(), substitute_in(value, &from_axes)?);
+        whole.insert(name.clone(), substitute_in(value, &given)?);
     }
     let all = |name: &str| {
         from_axes(name).or_else(|| match name.split_once('.') {

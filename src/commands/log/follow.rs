@@ -34,7 +34,7 @@ pub(super) fn follow(store: &Store, manifest: &str, instance: &str) -> Outcome {
         if let Some(outcome) = outcome {
             log.finish();
             let message = outcome.message.map(|message| format!(": {message}")).unwrap_or_default();
-            eprintln!("[{} in {run}{message}]", outcome.outcome);
+            errln!("[{} in {run}{message}]", outcome.outcome);
             let is_there = ["executed", "cached"].contains(&outcome.outcome.as_str());
             return Ok(if is_there { ExitCode::SUCCESS } else { ExitCode::from(1) });
         }
@@ -62,7 +62,7 @@ fn wait_for_run(store: &Store, manifest: &str, log: &str) -> String {
             return run;
         }
         if !told {
-            eprintln!("[`{manifest}` was never run; waiting for a run]");
+            errln!("[`{manifest}` was never run; waiting for a run]");
             told = true;
         }
         std::thread::sleep(PAUSE);

@@ -95,6 +95,21 @@ for case in range(6):
     scores.append([hd95(predicted, truth), assd(predicted, truth), nsd])
     out[f"blob_{case}_predicted"], out[f"blob_{case}_truth"] = (torch.from_numpy(m.astype("int64")) for m in (predicted, truth))
     print(case, scores[-1])
+
+# Empty masks: what MONAI gives where it is told not to leave them out (Dice, IoU), of both empty, of the prediction and of the truth
+# alone. Distances have no number there: MedPy refuses them, MONAI's surface Dice of two empty masks is none; docs/methods.md says ours.
+nothing, something = np.zeros((48, 48), bool), (xx - 20) ** 2 + (yy - 20) ** 2 < 50
+empties = []
+for predicted, truth in ((nothing, nothing), (nothing, something), (something, nothing)):
+    both = [torch.from_numpy(m[None, None].astype("float32")) for m in (predicted, truth)]
+    empties.append([metric(*both, ignore_empty=False).item() for metric in (compute_dice, compute_iou)])
+    try:
+        hd95(predicted, truth)
+        raise SystemExit("MedPy measures a distance from nothing")
+    except RuntimeError:
+        pass
+assert torch.isnan(compute_surface_dice(*[torch.zeros(1, 1, 48, 48)] * 2, class_thresholds=[2.0], include_background=True)).all()
+out["overlap_of_empties"] = torch.tensor(empties, dtype=torch.float64)
 out["overlap"] = torch.tensor(overlaps, dtype=torch.float64)
 out["surface"] = torch.tensor(scores, dtype=torch.float64)
 save_file({k: v.detach().contiguous() for k, v in out.items()}, str(here / "networks.safetensors"))

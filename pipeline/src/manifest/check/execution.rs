@@ -5,6 +5,9 @@ use crate::diagnostic::suggest;
 use crate::manifest::{CommandLine, Stage, duration};
 use crate::protocol;
 
+/// Variables by which a run finds its processes.
+const OWN_VARIABLES: [&str; 2] = [crate::executor::processes::RUN_VARIABLE, crate::executor::orphans::JOB_VARIABLE];
+
 impl Checker<'_> {
     /// All of it.
     pub(super) fn execution(&mut self, name: &str, stage: &Stage) {
@@ -87,6 +90,11 @@ impl Checker<'_> {
             let span = self.loaded.tree.key_span(&["stages", name, "env", variable]);
             let hint = "a name has no spaces and no `=`; its value stands behind the colon".to_owned();
             self.add(span, format!("{variable:?} cannot be the name of a variable"), Some(hint));
+        }
+        for variable in stage.env.keys().filter(|variable| OWN_VARIABLES.contains(&variable.as_str())) {
+            let span = self.loaded.tree.key_span(&["stages", name, "env", variable]);
+            let hint = "a run knows its processes by it: call yours otherwise".to_owned();
+            self.add(span, format!("`{variable}` is Siteline's own"), Some(hint));
         }
     }
 
