@@ -78,10 +78,14 @@ impl Digest {
     /// # Errors
     /// Whatever opening or reading the file gives.
     pub fn of_file(path: &Path) -> io::Result<(Self, u64)> {
-        let mut file = File::open(path)?;
+        Self::of_open(&mut File::open(path)?)
+    }
+
+    /// The same of a file that was opened for reading and is at its beginning.
+    pub(crate) fn of_open(file: &mut File) -> io::Result<(Self, u64)> {
         let expected = file.metadata()?.len();
         if expected >= LARGE
-            && let Some(digest) = Self::of_large(&file, expected)?
+            && let Some(digest) = Self::of_large(file, expected)?
         {
             return Ok((digest, expected));
         }

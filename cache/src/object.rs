@@ -34,8 +34,8 @@ pub(crate) fn name_of(digest: &Digest) -> String {
 pub(crate) fn take_in(objects: &Path, dir: &Path, files: &[String]) -> Result<Vec<Output>> {
     let one = |relative: &String| {
         let path = dir.join(relative);
-        make_own(&path).map_err(StoreError::io("read", &path))?;
-        let (digest, size) = Digest::of_file(&path).map_err(StoreError::io("read", &path))?;
+        let digest = own(&path).and_then(|mut file| Digest::of_open(&mut file));
+        let (digest, size) = digest.map_err(StoreError::io("read", &path))?;
         place(objects, &path, &digest)?;
         Ok(Output { path: relative.clone(), digest, size })
     };
@@ -47,18 +47,18 @@ pub(crate) fn take_in(objects: &Path, dir: &Path, files: &[String]) -> Result<Ve
     Ok(outputs)
 }
 
-/// A file that has another name as well, or that somebody still has open for writing, is replaced by a copy: what becomes an object is
-/// nobody else's.
-fn make_own(path: &Path) -> std::io::Result<()> {
-    let file = File::open(path)?;
+/// Opens a file that is to become an object. One that has another name as well, or that somebody still has open for writing, is
+/// replaced by a copy: an object is nobody else's.
+fn own(path: &Path) -> std::io::Result<File> {
+    let mut file = File::open(path)?;
     if file.metadata()?.nlink() == 1 && !crate::digest::is_being_written(&file) {
-        return Ok(());
+        return Ok(file);
     }
     let folder = path.parent().expect("an output lies in a folder");
     let mut copy = tempfile::NamedTempFile::new_in(folder)?;
-    std::io::copy(&mut &file, &mut copy)?;
+    std::io::copy(&mut file, &mut copy)?;
     copy.persist(path)?;
-    Ok(())
+    File::open(path)
 }
 
 /// The plain files below the folder `below` of `dir`, relative to `dir`, sorted.

@@ -3,6 +3,7 @@
 //! Whatever loses its parent becomes a child of the driver, which so sees it as soon as the command or worker that started it has ended,
 //! and ends it before anybody looks at what was made: it could go on writing to an output that is in the store.
 
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, getpid, getsid, kill_process, set_child_subreaper, waitpid};
@@ -12,8 +13,12 @@ use super::processes::RUN_VARIABLE;
 /// The variable that tells what a process was started for.
 pub(crate) const JOB_VARIABLE: &str = "SITELINE_JOB";
 
+/// The process that watches this run: a child that is none of these, and always there.
+static WATCHER: AtomicI32 = AtomicI32::new(0);
+
 /// From now on orphans become children of this process.
-pub(crate) fn adopt() {
+pub(crate) fn adopt(watcher: Option<u32>) {
+    WATCHER.store(watcher.map_or(0, |pid| pid as i32), Ordering::Relaxed);
     if let Err(e) = set_child_subreaper(Some(getpid())) {
         tracing::warn!("processes that leave their group cannot be followed: {e}");
     }
@@ -43,7 +48,9 @@ pub(crate) fn end_those_of(run: &str, job: Option<&str>) {
 fn children() -> Vec<Pid> {
     let own = getpid().as_raw_nonzero();
     let list = std::fs::read_to_string(format!("/proc/self/task/{own}/children")).unwrap_or_default();
-    list.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+    let watcher = WATCHER.load(Ordering::Relaxed);
+    let pids = list.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid != watcher);
+    pids.filter_map(Pid::from_raw).collect()
 }
 
 /// Whether a child of this process was left behind by the job. What this process has started itself is in its own session, and carries

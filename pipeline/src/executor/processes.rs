@@ -109,6 +109,11 @@ impl Watcher {
         });
         Self { child: started.map_err(|e| tracing::warn!("no process watches this run: {e}")).ok() }
     }
+
+    /// Its number, where there is one.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
 }
 
 impl Drop for Watcher {

@@ -101,8 +101,9 @@ impl Driver<'_, '_, '_> {
 
     fn start(&mut self, node: NodeIndex, resolved: Resolved, claim: Claim, held: Held) -> Result<(), StoreError> {
         if self.watcher.is_none() {
-            orphans::adopt();
-            self.watcher = Some(Watcher::start(&self.id));
+            let watcher = Watcher::start(&self.id);
+            orphans::adopt(watcher.pid());
+            self.watcher = Some(watcher);
             self.heartbeat = Some(heartbeat::Heartbeat::start(self.store.clone()));
             let sender = self.sender.clone();
             let tell = move |committed| {
