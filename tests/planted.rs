@@ -53,9 +53,10 @@ fn with_a_confounder_whose_direction_is_known_the_controls_come_out_as_they_must
         let (gain, error) = against_erm("features", arm);
         assert!(gain < 3.0, "{arm} gains {gain:.1} ± {error:.1}");
     }
-    // Where nothing confounds, taking directions out costs nothing.
+    // Where nothing confounds, taking directions out costs no more than its standard error, or a quarter of a point on a processor that
+    // rounds otherwise.
     for arm in ["project-right", "project-missing", "project-random"] {
         let (gain, error) = against_erm("none", arm);
-        assert!(gain > -1.0, "{arm} loses {:.2} ± {error:.2}", -gain);
+        assert!(gain > -error.max(0.25), "{arm} loses {:.2} ± {error:.2}", -gain);
     }
 }

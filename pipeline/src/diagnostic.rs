@@ -48,7 +48,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 
 /// `did you mean ...?`, or the list of what there is.
 pub fn suggest<'a>(name: &str, what: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> String {
-    const MOST: usize = 20;
+    const MOST: usize = 50;
     let mut all: Vec<&str> = Vec::new();
     let mut seen = std::collections::HashSet::new();
     all.extend(known.clone().into_iter().filter(|one| seen.insert(*one)));

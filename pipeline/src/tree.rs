@@ -203,7 +203,7 @@ impl Raw {
             Tree::Null => NodeValue::Null,
             Tree::Bool(b) => NodeValue::Bool(b),
             // The parser makes a fraction of what is larger than 64 bits, and so another number.
-            Tree::Number(n) if n.is_f64() && is_whole(&text[span.clone()]) => {
+            Tree::Number(n) if is_beyond_64_bits(&n) && is_whole(&text[span.clone()]) => {
                 return Err(bad("a whole number of more than 64 bits; in quotation marks it is a text"));
             }
             Tree::Number(n) => NodeValue::Number(n),
@@ -223,6 +223,10 @@ impl Raw {
         };
         Ok(Node { span, value })
     }
+}
+
+fn is_beyond_64_bits(number: &Number) -> bool {
+    number.is_f64() && number.as_f64().is_some_and(|value| value.abs() >= 2f64.powi(63))
 }
 
 /// Whether digits alone are written, with a sign at most.
