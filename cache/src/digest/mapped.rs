@@ -44,21 +44,11 @@ impl<'f> Mapped<'f> {
         if Duration::from_secs(left) < ENOUGH {
             return None;
         }
-        let descriptor = file.as_raw_fd();
-        // SAFETY: the descriptor is open as long as the file is borrowed. SIGURG is ignored unless somebody asks for it, unlike the
-        // signal that would otherwise say that the lease is wanted back.
-        let leased = unsafe {
-            libc::fcntl(descriptor, F_SETSIG, libc::SIGURG) == 0
-                && libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_RDLCK) == 0
-        };
-        if !leased {
-            return None;
-        }
+        lease(file).ok()?;
         // SAFETY: nobody can change the file or cut it short before the lease is given back; `piece` sees when it is wanted.
         let bytes = unsafe { Mmap::map(file) };
         let Ok(bytes) = bytes else {
-            // SAFETY: as above.
-            unsafe { libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_UNLCK) };
+            end_lease(file);
             return None;
         };
         let mapped = Self { file, bytes, looking: AtomicUsize::new(0) };
@@ -87,25 +77,35 @@ impl<'f> Mapped<'f> {
     }
 
     fn give_back(&self) {
-        // SAFETY: the descriptor is open as long as the file is borrowed.
-        unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
+        end_lease(self.file);
     }
+}
+
+/// Takes a read lease on a file that was opened for reading alone.
+fn lease(file: &File) -> std::io::Result<()> {
+    let descriptor = file.as_raw_fd();
+    // SAFETY: the descriptor is open as long as the file is borrowed. SIGURG is ignored unless somebody asks for it, unlike the
+    // signal that would otherwise say that the lease is wanted back.
+    let leased = unsafe {
+        libc::fcntl(descriptor, F_SETSIG, libc::SIGURG) == 0
+            && libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_RDLCK) == 0
+    };
+    if leased { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+fn end_lease(file: &File) {
+    // SAFETY: the descriptor is open as long as the file is borrowed.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
 }
 
 /// Whether somebody has a file open for writing, or mapped so; what is opened for reading alone can be asked about. Of other people's
 /// files and on some file systems it cannot be told.
 pub(crate) fn is_being_written(file: &File) -> bool {
-    let descriptor = file.as_raw_fd();
-    // SAFETY: the descriptor is open as long as the file is borrowed. The lease is given back at once; SIGURG is ignored unless somebody
-    // asks for it, unlike the signal that would otherwise say that it is wanted back.
-    unsafe {
-        if libc::fcntl(descriptor, F_SETSIG, libc::SIGURG) != 0 {
-            return false;
+    match lease(file) {
+        Ok(()) => {
+            end_lease(file);
+            false
         }
-        if libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_RDLCK) == 0 {
-            libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_UNLCK);
-            return false;
-        }
+        Err(e) => e.kind() == std::io::ErrorKind::WouldBlock,
     }
-    std::io::Error::last_os_error().kind() == std::io::ErrorKind::WouldBlock
 }
