@@ -221,6 +221,18 @@ fn small_clip() -> ClipConfig {
     }
 }
 
+/// The same with a ResNet of one block a stage.
+fn small_resnet() -> ClipConfig {
+    ClipConfig {
+        image_size: 64,
+        patch_size: 32,
+        vision_width: 4,
+        vision_layers: 4,
+        resnet: Some([1, 1, 1, 1]),
+        ..small_clip()
+    }
+}
+
 /// CoOp's gradient comes through the text tower, CLIPSeg's through its decoder.
 #[test]
 fn text_tower_and_decoder() {
@@ -300,15 +312,7 @@ fn mcdrl_as_a_whole() {
 /// What fine-tuning goes back through: a ViT from pixels, its pooled feature and the value path; a ResNet and its attention pool.
 #[test]
 fn towers() {
-    let resnet = ClipConfig {
-        image_size: 64,
-        patch_size: 32,
-        vision_width: 4,
-        vision_layers: 4,
-        resnet: Some([1, 1, 1, 1]),
-        ..small_clip()
-    };
-    for (name, config) in [("ViT", small_clip()), ("ResNet", resnet)] {
+    for (name, config) in [("ViT", small_clip()), ("ResNet", small_resnet())] {
         let store = nn::VarStore::new(Device::Cpu);
         let tower = Tower::new(&store.root(), &config, Start::Drawn);
         let store = doubled(store);
@@ -325,14 +329,7 @@ fn towers() {
 /// With statistics frozen: those of a batch are PyTorch's own affair.
 #[test]
 fn causalclipseg() {
-    let config = ClipConfig {
-        image_size: 64,
-        patch_size: 32,
-        vision_width: 4,
-        vision_layers: 4,
-        resnet: Some([1, 1, 1, 1]),
-        ..small_clip()
-    };
+    let config = small_resnet();
     let store = nn::VarStore::new(Device::Cpu);
     let network = CausalClipSeg::new(&store.root(), &config, Start::Drawn).unwrap();
     let store = doubled(store);
